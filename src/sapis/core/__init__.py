@@ -1,0 +1,1 @@
+"""Errors, settings, files, records, seeds: no atoms, no model."""

@@ -1,0 +1,97 @@
+"""Settings: typed, frozen, with unknown keys refused and the nearest known key suggested."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sapis.core.errors import ConfigError
+from sapis.core.files import read_text
+
+
+class Config(BaseModel):
+    """Ancestor of every group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+C = TypeVar("C", bound=Config)
+
+
+def parse_config(kind: type[C], values: Any, *, where: str) -> C:
+    """Check ``values`` (a mapping, as read from YAML or JSON) and build a ``kind``.
+
+    Raises:
+        ConfigError: an unknown key, a missing key, or a value of the wrong type or range.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(
+            expected=f"a mapping of settings ({', '.join(kind.model_fields)})",
+            received=f"{type(values).__name__}: {values!r:.80}", where=where,
+            todo="write 'key: value' lines; `sapis init` makes a commented example",
+        )
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _explain(kind, error, where) from None
+
+
+def load_yaml(path: Path) -> Any:
+    """Read YAML as plain data (no tags, no code).
+
+    Raises:
+        ConfigError: the text is not YAML.
+        FileError: the file is missing or empty.
+    """
+    text = read_text(path)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            expected="a YAML file of plain values", received=str(error).replace("\n", " "), where=str(path),
+            todo="mend the line named; `sapis init` makes a commented example",
+        ) from None
+
+
+def _explain(kind: type[Config], error: ValidationError, where: str) -> ConfigError:
+    """The first problem of a pydantic error, in our four parts."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    place = f"{where}: {'.'.join(path)}" if path else where
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(kind, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "remove it, or see the keys listed above"
+        return ConfigError(
+            expected=f"one of the keys {', '.join(known)}", received=f"the unknown key {path[-1]!r}",
+            where=place, todo=hint,
+        )
+    if first["type"] == "missing":
+        return ConfigError(expected=f"the key {path[-1]!r}", received="nothing", where=place, todo="add it")
+    return ConfigError(
+        expected=first["msg"].removeprefix("Value error, "), received=f"{first['input']!r:.120}", where=place,
+        todo="mend this value; `sapis init` makes a commented example",
+    )
+
+
+def _known_keys(kind: type[Config], path: list[str]) -> list[str]:
+    for part in path:
+        field = kind.model_fields.get(part)
+        inner = _inner_config(field.annotation) if field else None
+        if inner is None:
+            return []
+        kind = inner
+    return list(kind.model_fields)
+
+
+def _inner_config(annotation: Any) -> type[Config] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (found := _inner_config(argument)) is not None:
+            return found
+    return None

@@ -1,0 +1,1 @@
+"""Structures and labels: systems, formats, neighbours, batches, reference energies, splits, lint."""

@@ -1,0 +1,180 @@
+"""Splits into training, validation and test data: pure functions, the same under the same seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sapis.core.errors import DataError
+from sapis.core.seeds import generator
+from sapis.data.system import System
+
+TRAIN, VALIDATION, TEST, DROPPED = 0, 1, 2, 3
+# Held-out blocks shorter than this many gaps would cost too many training frames at their borders.
+MIN_BLOCK_GAPS = 10
+
+
+@dataclass(frozen=True)
+class Split:
+    """Disjoint parts of a data set, each in the order of the original.
+
+    Attributes:
+        dropped: frames left out because they border on another part in time.
+    """
+
+    train: list[System]
+    validation: list[System]
+    test: list[System]
+    dropped: list[System] = field(default_factory=list)
+
+
+def split_in_time(
+    systems: Sequence[System], *, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), gap: int = 1,
+    n_blocks: int = 5, seed: int = 0,
+) -> Split:
+    """Hold out blocks in time, so that neighbouring frames of a trajectory are never in different parts.
+
+    Trajectories (tag ``trajectory``, which must be unique in the data) are put one after another in shuffled
+    order, each in the order of ``time_fs`` or, where that is absent, as given; a frame without the tag is a
+    trajectory of its own. Blocks for validation and test are then spread evenly over this line. Every
+    training frame within ``gap`` frames of a held-out one of the same trajectory is dropped, and every such
+    validation frame near a test one.
+
+    Args:
+        systems: at least one.
+        fractions: of training, validation and test; they sum to 1. A part gets round(fraction x systems)
+            frames before dropping, and from 10 systems on at least one if its fraction is not zero.
+        gap: frames dropped at each border.
+        n_blocks: most blocks per trajectory and held-out part; fewer where blocks would become too short.
+        seed: of the order of trajectories and of which blocks are validation and which test.
+
+    Raises:
+        DataError: no systems, or no training frame left because of ``gap``.
+        ValueError: fractions that are negative or do not sum to 1.
+    """
+    if min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
+        raise ValueError(f"fractions must be >= 0 and sum to 1, not {fractions}")
+    if not systems:
+        raise DataError(expected="at least one system", received="none", where="split_in_time",
+                        todo="check that the files were read")
+    random = generator(seed, "split_in_time")
+    trajectories = _trajectories(systems)
+    line = [trajectories[i] for i in random.permutation(len(trajectories))]
+    lengths = [_held_out(fraction, len(systems)) for fraction in fractions[1:]]
+    shortest = min((length for length in lengths if length), default=0)
+    n_pairs = max(1, min(n_blocks * len(line), shortest // (MIN_BLOCK_GAPS * max(gap, 1))))
+    parts = _lay_blocks(len(systems), lengths[0], lengths[1], n_pairs, random)
+
+    part_of = np.empty(len(systems), dtype=np.int64)
+    start = 0
+    for members in line:
+        part_of[members] = _drop_borders(parts[start:start + len(members)], gap)
+        start += len(members)
+    if fractions[0] > 0 and not (part_of == TRAIN).any():
+        raise DataError(expected="training frames between the held-out ones", received="none left",
+                        where=f"split_in_time, {len(systems)} systems, fractions {fractions}, gap {gap}",
+                        todo="give more data, a smaller gap or a larger training fraction")
+    return _split(systems, part_of)
+
+
+def holdout_temperature(systems: Sequence[System], temperature_K: float) -> tuple[list[System], list[System]]:
+    """Systems of all other temperatures (or none), and those whose tag ``temperature_K`` is this one.
+
+    Raises:
+        DataError: no system has this temperature.
+    """
+    tags = [system.tags.get("temperature_K") for system in systems]
+    is_held = [isinstance(tag, int | float) and math.isclose(tag, temperature_K) for tag in tags]
+    if not any(is_held):
+        known = sorted({tag for tag in tags if isinstance(tag, int | float)})
+        raise DataError(expected=f"systems at {temperature_K} K",
+                        received=f"temperatures {', '.join(map(str, known)) or '(none)'}",
+                        where="tag 'temperature_K'", todo="choose one of these, or tag the systems")
+    rest = [system for system, held in zip(systems, is_held, strict=True) if not held]
+    return rest, [system for system, held in zip(systems, is_held, strict=True) if held]
+
+
+def random_split(systems: Sequence[System], n_train: int, n_validation: int, seed: int) -> Split:
+    """Random frames, as some published protocols ask; for MD data it flatters the test error.
+
+    Args:
+        systems: all frames; those in neither part become the test part.
+
+    Raises:
+        DataError: fewer systems than asked for.
+    """
+    if min(n_train, n_validation) < 0 or n_train + n_validation > len(systems):
+        raise DataError(expected=f"at least {n_train} + {n_validation} systems", received=str(len(systems)),
+                        where="random_split", todo="ask for fewer, or give more data")
+    part_of = np.full(len(systems), TEST)
+    order = generator(seed, "random_split").permutation(len(systems))
+    part_of[order[:n_train]] = TRAIN
+    part_of[order[n_train:n_train + n_validation]] = VALIDATION
+    return _split(systems, part_of)
+
+
+def _split(systems: Sequence[System], part_of: np.ndarray) -> Split:
+    def members(part: int) -> list[System]:
+        return [system for system, own in zip(systems, part_of, strict=True) if own == part]
+
+    return Split(members(TRAIN), members(VALIDATION), members(TEST), members(DROPPED))
+
+
+def _trajectories(systems: Sequence[System]) -> list[list[int]]:
+    """Indices of each trajectory's frames in the order of time."""
+    groups: dict[object, list[int]] = {}
+    for i, system in enumerate(systems):
+        trajectory = system.tags.get("trajectory")
+        groups.setdefault(("alone", i) if trajectory is None else ("trajectory", trajectory), []).append(i)
+    return [sorted(group, key=lambda i: float(systems[i].tags["time_fs"]))
+            if all("time_fs" in systems[i].tags for i in group) else group for group in groups.values()]
+
+
+def _held_out(fraction: float, n_systems: int) -> int:
+    length = round(fraction * n_systems)
+    return max(1, length) if fraction > 0 and n_systems >= 10 else length
+
+
+def _lay_blocks(
+    n: int, n_validation: int, n_test: int, n_pairs: int, random: np.random.Generator,
+) -> np.ndarray:
+    """The part of each of ``n`` frames in a line, ``(frames,)``: one block in each of 2 ``n_pairs`` sections.
+
+    The first block opens the line and the last one closes it, so that few blocks cost few borders.
+    """
+    kinds = np.concatenate([random.permutation([VALIDATION, TEST]) for _ in range(n_pairs)])
+    sizes = {VALIDATION: _shares(n_validation, n_pairs), TEST: _shares(n_test, n_pairs)}
+    lengths = [int(sizes[int(kind)][k // 2]) for k, kind in enumerate(kinds)]
+    between = _shares(n - sum(lengths), len(lengths) - 1)
+    parts = np.full(n, TRAIN)
+    start = 0
+    for k, (kind, length) in enumerate(zip(kinds, lengths, strict=True)):
+        parts[start:start + length] = kind
+        start += length + (int(between[k]) if k < len(between) else 0)
+    return parts
+
+
+def _shares(total: int, n: int) -> np.ndarray:
+    """``total`` in ``n`` whole parts that differ by at most one."""
+    return np.diff(np.arange(n + 1) * total // n)
+
+
+def _drop_borders(parts: np.ndarray, gap: int) -> np.ndarray:
+    """The parts of one trajectory's frames with those too near another part dropped; test frames all stay."""
+    parts = parts.copy()
+    held_out = (parts == VALIDATION) | (parts == TEST)
+    parts[_near(held_out, gap) & (parts == TRAIN)] = DROPPED
+    parts[_near(parts == TEST, gap) & (parts == VALIDATION)] = DROPPED
+    return parts
+
+
+def _near(mask: np.ndarray, distance: int) -> np.ndarray:
+    """Where ``mask`` is true within ``distance`` frames on either side."""
+    near = mask.copy()
+    for step in range(1, min(distance, len(mask) - 1) + 1):
+        near[step:] |= mask[:-step]
+        near[:-step] |= mask[step:]
+    return near

@@ -1,0 +1,121 @@
+"""What a labeler is, what it is built from, and what it returns."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from sapis.core.config import Config
+from sapis.core.errors import ConfigError
+from sapis.data.system import System
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+NAMES = ("gfn2", "gfn1", "ase")
+
+FailureKind = Literal["not_converged", "not_finite", "unsupported", "timeout", "crashed", "error"]
+
+
+class LabelerConfig(Config):
+    """Which method computes the labels.
+
+    Attributes:
+        name: ``gfn2`` or ``gfn1`` (tight binding, by tblite), or ``ase`` for any ASE calculator.
+        calculator: import path of a class or factory (``ase.calculators.emt.EMT``); with ``name: ase`` only.
+        arguments: keyword arguments of the calculator.
+        timeout_s: a label that takes longer is recorded as a failure.
+        is_stateless: build the calculator once per process and not once per label. Only for calculators whose
+            result does not depend on what they computed before, such as a machine-learned potential.
+    """
+
+    name: str = "gfn2"
+    calculator: str | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    timeout_s: float = Field(default=600.0, gt=0)
+    is_stateless: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """What the reference method says of one structure.
+
+    Attributes:
+        energy: total energy, eV; the free energy where electrons are smeared, as the forces derive from that.
+        forces: eV/Å, ``(atoms, 3)`` float64.
+        stress: (1/V) dE/dstrain, eV/Å^3, ``(3, 3)``; None unless periodic throughout and implemented.
+        cpu_seconds: what it cost.
+    """
+
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray | None
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A label that could not be computed, as a value.
+
+    Attributes:
+        kind: ``not_converged``, ``not_finite``, ``unsupported`` (the method is not made for this structure),
+            ``timeout``, ``crashed`` (the process died) or ``error`` (any other exception).
+        reason: one line for the user.
+        cpu_seconds: what it cost.
+    """
+
+    kind: FailureKind
+    reason: str
+    cpu_seconds: float
+
+
+Outcome = Label | Failure
+
+
+class Labeler(Protocol):
+    """A source of labels.
+
+    Attributes:
+        method: what determines a label apart from the structure, as JSON values; part of the cache key.
+    """
+
+    @property
+    def method(self) -> dict[str, Any]: ...
+
+    def label(self, system: System) -> Outcome:
+        """The label of ``system``: the same bits whatever was labelled before."""
+        ...
+
+    def calculator(self, system: System) -> Calculator:
+        """An ASE calculator for dynamics that start from ``system`` (its charge and spin are fixed)."""
+        ...
+
+
+def build_labeler(config: LabelerConfig) -> Labeler:
+    """The labeler that ``config`` describes.
+
+    Raises:
+        ConfigError: an unknown name, a missing ``calculator``, or an argument the method does not have.
+        LabelerError: the calculator cannot be imported or built.
+        MissingDependencyError: tblite is not installed.
+    """
+    from sapis.labelers.calculators import ase_labeler, tblite_labeler
+
+    if config.name not in NAMES:
+        near = difflib.get_close_matches(config.name.lower(), NAMES, n=1, cutoff=0.4)
+        raise ConfigError(
+            expected=f"one of {', '.join(NAMES)}", received=repr(config.name), where="labeler: name",
+            todo=f"did you mean {near[0]!r}?" if near
+            else "take 'ase' and give `calculator: package.module.Class` for a method of your own",
+        )
+    if (config.calculator is None) == (config.name == "ase"):
+        raise ConfigError(
+            expected="a `calculator` with `name: ase`, and none with any other name",
+            received=f"name {config.name!r}, calculator {config.calculator!r}", where="labeler",
+            todo="write, for example, name: ase and calculator: ase.calculators.emt.EMT",
+        )
+    return ase_labeler(config) if config.name == "ase" else tblite_labeler(config)

@@ -1,0 +1,1 @@
+"""The equivariant Transformer: mathematics only, no files and no processes."""

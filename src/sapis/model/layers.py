@@ -1,0 +1,291 @@
+"""The pieces of the Transformer. Node features have shape ``(lm, atoms, channels)``.
+
+The lm axis comes first so that a degree is a contiguous block, a coupling is one product with a constant matrix,
+and a per-degree linear map is one batched product (see docs/decisions/0001-feature-layout.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sapis.so3.coupling import coupling_paths, gaunt_table
+from sapis.so3.harmonics import degrees
+
+NORM_EPSILON = 1e-6
+NORM_GROUP = 32
+
+
+class RadialBasis(nn.Module):
+    """Bessel functions under a polynomial envelope.
+
+    ``sqrt(2/r_c) sin(k pi r/r_c)/r * f(r/r_c)`` (Gasteiger et al., arXiv 2003.03123, eqs. 7, 8 with p = 6): value, first
+    and second derivative vanish at the cutoff.
+    """
+
+    def __init__(self, n_radial: int, cutoff: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        frequencies = torch.arange(1, n_radial + 1, dtype=dtype) * (math.pi / cutoff)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, distances: torch.Tensor) -> torch.Tensor:
+        """``(...)`` Å -> ``(..., radial)``."""
+        x = (distances / self.cutoff).clamp(max=1.0)
+        x3 = x * x * x
+        envelope = 1.0 + x3 * x3 * (-28.0 + x * (48.0 - 21.0 * x))
+        waves = torch.sin(distances.unsqueeze(-1) * self.frequencies)
+        return waves * (math.sqrt(2 / self.cutoff) * envelope / distances).unsqueeze(-1)
+
+
+class _Gather(torch.autograd.Function):
+    """Features of the senders. Its derivative gathers over reverse edges, so no pass of any order scatters."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(senders, reverse)
+        return values.index_select(0, senders.reshape(-1)).view(*senders.shape, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        return sum_from_reverse(gradient, *ctx.saved_tensors), None, None
+
+
+class _SumFromReverse(torch.autograd.Function):
+    """For each atom the sum over edges that it sends: the adjoint of `_Gather`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(senders, reverse)
+        return values.flatten(0, 1).index_select(0, reverse.reshape(-1)).view(values.shape).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        return gather(gradient, *ctx.saved_tensors), None, None
+
+
+def gather(values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
+    """``(atoms, n)`` -> ``(atoms, slots, n)``: the values of each slot's sender."""
+    return _Gather.apply(values, senders, reverse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def sum_from_reverse(values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
+    """``(atoms, slots, n)`` -> ``(atoms, n)``: for each atom the sum over the edges it sends."""
+    return _SumFromReverse.apply(values, senders, reverse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class GroupNorm(nn.Module):
+    """Divides scalars by their root mean square within groups of channels, so that new groups leave old ones alone."""
+
+    def forward(self, scalars: torch.Tensor) -> torch.Tensor:
+        """``(atoms, channels)`` -> the same shape."""
+        channels = scalars.shape[-1]
+        group = NORM_GROUP if channels % NORM_GROUP == 0 else channels
+        groups = scalars.unflatten(-1, (-1, group))
+        return (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + NORM_EPSILON)).flatten(-2)
+
+
+class DegreeLinear(nn.Module):
+    """One matrix per block of rows (a degree or a coupling path): ``(rows, atoms, n_in)`` -> ``(rows, atoms, n_out)``."""
+
+    def __init__(self, block_of_row: np.ndarray, n_in: int, n_out: int, dtype: torch.dtype, *, scale: float | np.ndarray = 1.0) -> None:
+        super().__init__()
+        n_blocks = int(block_of_row.max()) + 1
+        spread = torch.as_tensor(np.broadcast_to(scale, n_blocks) / math.sqrt(n_in), dtype=dtype)
+        self.weight = nn.Parameter(torch.randn(n_blocks, n_in, n_out, dtype=dtype) * spread[:, None, None])
+        self.register_buffer("block_of_row", torch.as_tensor(block_of_row), persistent=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(features, self.weight.index_select(0, self.block_of_row))
+
+
+class Coupling(nn.Module):
+    """All natural-parity products of rows of degree l1 with rows of degree l2, mixed over paths and channels.
+
+    The pairs ``(m1, m2)`` that can contribute enter a constant matrix (one product), then each path has a dense map
+    over channels, then paths with the same outcome are added.
+
+    Args:
+        l1_max, l2_max, l_max_out: degrees of the two factors and of the result.
+        is_symmetric: both factors are the same features, so (l1, l2) and (l2, l1) are one path.
+        is_dense: take all pairs, in order, whether they contribute or not.
+    """
+
+    def __init__(self, l1_max: int, l2_max: int, l_max_out: int, n_in: int, n_out: int, dtype: torch.dtype, *,
+                 is_symmetric: bool = False, is_dense: bool = False) -> None:
+        super().__init__()
+        paths = coupling_paths(l1_max, l2_max, l_max_out, is_symmetric=is_symmetric)
+        rows = [(path, l3 * l3 + m3) for path, (_, _, l3) in enumerate(paths) for m3 in range(2 * l3 + 1)]
+        n1, n2 = (l1_max + 1) ** 2, (l2_max + 1) ** 2
+        table = np.zeros((len(rows), n1, n2))
+        row = 0
+        for l1, l2, l3 in paths:
+            block = np.moveaxis(gaunt_table(l1, l2, l3), -1, 0)
+            table[row : row + 2 * l3 + 1, l1 * l1 : (l1 + 1) ** 2, l2 * l2 : (l2 + 1) ** 2] = block
+            row += 2 * l3 + 1
+        if is_symmetric:
+            table = np.triu(table + np.tril(table, -1).swapaxes(1, 2))
+        first, second = np.nonzero(np.any(table != 0, axis=0) | is_dense)
+        collect = np.zeros(((l_max_out + 1) ** 2, len(rows)))
+        for row, (_, lm) in enumerate(rows):
+            collect[lm, row] = 1.0
+        self.is_full = len(first) == n1 * n2
+        self._constant("first", first)
+        self._constant("second", second)
+        self._constant("table", torch.as_tensor(table[:, first, second], dtype=dtype))
+        self._constant("collect", torch.as_tensor(collect, dtype=dtype))
+        # Paths that meet in one degree share its unit variance.
+        n_paths = np.bincount([l3 for _, _, l3 in paths])
+        scale = np.array([1 / math.sqrt(n_paths[l3]) for _, _, l3 in paths])
+        self.mix = DegreeLinear(np.array([path for path, _ in rows]), n_in, n_out, dtype, scale=scale)
+
+    def _constant(self, name: str, value: np.ndarray | torch.Tensor) -> None:
+        self.register_buffer(name, torch.as_tensor(value), persistent=False)
+
+    def forward(self, pairs: torch.Tensor) -> torch.Tensor:
+        """``(pairs, atoms, n_in)`` -> ``(lm, atoms, n_out)``; see `pairs_of` for the first axis."""
+        rows = (self.table @ pairs.flatten(1)).view(len(self.table), *pairs.shape[1:])
+        mixed = self.mix(rows)
+        return (self.collect @ mixed.flatten(1)).view(-1, *mixed.shape[1:])
+
+    def pairs_of(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Products of the rows that can couple: two ``(lm, atoms, n)`` -> ``(pairs, atoms, n)``."""
+        if self.is_full:
+            return (one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1)
+        return one.index_select(0, self.first) * other.index_select(0, self.second)
+
+
+class Attention(nn.Module):
+    """What each atom collects from its neighbours, kept apart by head, radial function and edge harmonic.
+
+    Un-normalised attention ``a = 1 + SiLU(s)`` with ``s = q_i . k_j + b . rho(r_ij)``: a sum, not an average, so the
+    number of neighbours stays visible. The envelope enters once, through the radial basis of the density
+
+        D_i[k, lm, lm', c] = <K>^(-1/2) sum_j rho_k(r_ij) Y_lm(u_ij) a_ij^h(c) v_j[lm', c],
+
+    one matrix product per atom. Density and carried degrees are then coupled and mixed (`Coupling`).
+    """
+
+    def __init__(self, *, l_max: int, l_max_carried: int, n_channels: int, n_carried: int, n_heads: int, n_radial: int,
+                 average_neighbors: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.n_heads, self.n_radial = n_heads, n_radial
+        self.l_max, self.n_carried = l_max, n_carried
+        self.n_lm_carried = (l_max_carried + 1) ** 2
+        self.scale = 1 / math.sqrt(average_neighbors)
+        self.norm = GroupNorm()
+        self.query = nn.Linear(n_channels, n_channels, bias=False, dtype=dtype)
+        self.key = nn.Linear(n_channels, n_channels, bias=False, dtype=dtype)
+        self.temperature = nn.Parameter(torch.full((n_heads,), 1.0, dtype=dtype))
+        self.radial_bias = nn.Parameter(torch.randn(n_radial, n_heads, dtype=dtype) / math.sqrt(n_radial))
+        self.value = DegreeLinear(degrees(l_max_carried), n_channels, n_carried, dtype)
+        heads = torch.eye(n_heads, dtype=dtype).repeat_interleave(n_channels // n_heads, dim=0)
+        self.register_buffer("head_of_channel", heads, persistent=False)
+        self.coupling = Coupling(l_max, l_max_carried, l_max, n_radial * n_carried, n_channels, dtype,
+                                 is_dense=True)
+
+    def forward(self, features: torch.Tensor, edges: Edges) -> torch.Tensor:
+        """``(lm, atoms, channels)`` -> ``(lm, atoms, channels)``."""
+        atoms, slots = edges.senders.shape
+        scalars = self.norm(features[0])
+        values = self.value(features[: self.n_lm_carried]).transpose(0, 1).flatten(1)
+        keys = self._per_head_norm(self.key(scalars))
+        sent = gather(torch.cat((keys, values), dim=-1), edges.senders, edges.reverse)
+        keys, values = sent.split((keys.shape[-1], values.shape[-1]), dim=-1)
+        weights = self._weights(scalars, keys, edges.radial)
+        weighted = values.view(atoms, slots, self.n_lm_carried, self.n_heads, -1) * weights[:, :, None, :, None]
+        density = torch.bmm(edges.basis.transpose(1, 2), weighted.flatten(2))
+        shape = ((self.l_max + 1) ** 2, self.n_radial, self.n_lm_carried, self.n_carried)
+        pairs = density.view(atoms, *shape).permute(1, 3, 0, 2, 4).reshape(shape[0] * shape[2], atoms, -1)
+        return self.coupling(pairs)
+
+    def _weights(self, scalars: torch.Tensor, keys: torch.Tensor, radial: torch.Tensor) -> torch.Tensor:
+        """``<K>^(-1/2) (1 + SiLU(q . k + b . rho))``, ``(atoms, slots, heads)``."""
+        queries = self._per_head_norm(self.query(scalars)).unsqueeze(-1) * (self.head_of_channel * self.temperature)
+        logits = torch.bmm(keys, queries) + radial @ self.radial_bias
+        return self.scale + self.scale * F.silu(logits)
+
+    def _per_head_norm(self, values: torch.Tensor) -> torch.Tensor:
+        """Unit length per head, so that a logit is a cosine times the head's temperature."""
+        heads = values.unflatten(-1, (self.n_heads, -1))
+        return (heads * torch.rsqrt(heads.square().sum(-1, keepdim=True) + NORM_EPSILON)).flatten(-2)
+
+
+class Edges:
+    """What the layers need of the edges, computed once.
+
+    Attributes:
+        senders, reverse: as in `Batch`.
+        radial: ``(atoms, slots, radial)``.
+        basis: radial functions times harmonics, ``(atoms, slots, lm * radial)``.
+    """
+
+    def __init__(self, senders: torch.Tensor, reverse: torch.Tensor, radial: torch.Tensor, harmonics: torch.Tensor) -> None:
+        self.senders, self.reverse, self.radial = senders, reverse, radial
+        self.basis = (harmonics.unsqueeze(-1) * radial.unsqueeze(-2)).flatten(2)
+
+
+class Product(nn.Module):
+    """Many-body product on nodes: ``A``, ``(A A)``, ``((A A) A)`` coupled to each degree, weighted by species.
+
+    Orders 1 to 3 of the density give two- to four-body terms per layer (Drautz 2019; Batatia et al., arXiv 2206.07697).
+    """
+
+    def __init__(self, *, l_max: int, l_max_out: int, order: int, n_channels: int, n_species: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.n_lm_out = (l_max_out + 1) ** 2
+        self.register_buffer("degree", torch.as_tensor(degrees(l_max_out)), persistent=False)
+        self.couplings = nn.ModuleList(
+            Coupling(l_max, l_max, l_max if n < order else l_max_out, n_channels, n_channels, dtype, is_symmetric=n == 2)
+            for n in range(2, order + 1)
+        )
+        weights = torch.ones(n_species, order, l_max_out + 1, n_channels, dtype=dtype) / math.sqrt(order)
+        self.order_weights = nn.Parameter(weights)
+
+    def forward(self, features: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
+        """``(lm, atoms, channels)``, ``(atoms,)`` -> ``(lm_out, atoms, channels)``."""
+        weights = self.order_weights.index_select(0, species).permute(1, 2, 0, 3)
+        power = features
+        result = features[: self.n_lm_out] * weights[0].index_select(0, self.degree)
+        for n, coupling in enumerate(self.couplings, start=1):
+            power = coupling(coupling.pairs_of(power, features))
+            result = result + power[: self.n_lm_out] * weights[n].index_select(0, self.degree)
+        return result
+
+
+class Gate(nn.Module):
+    """Non-linearity: scalars pass a SwiGLU, other degrees are scaled by functions of the scalars."""
+
+    def __init__(self, *, l_max: int, n_channels: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.l_max, self.n_channels = l_max, n_channels
+        self.norm = GroupNorm()
+        self.widen = nn.Linear(n_channels, (4 + l_max) * n_channels, dtype=dtype)
+        self.narrow = nn.Linear(2 * n_channels, n_channels, bias=False, dtype=dtype)
+        self.register_buffer("degree", torch.as_tensor(degrees(l_max)[1:] - 1), persistent=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """``(lm, atoms, channels)`` -> the same shape."""
+        scalars = features[0]
+        wide = self.widen(self.norm(scalars))
+        up, gate, rest = wide.split((2 * self.n_channels, 2 * self.n_channels, self.l_max * self.n_channels), dim=-1)
+        scalars = (scalars + self.narrow(up * F.silu(gate))).unsqueeze(0)
+        if self.l_max == 0:
+            return scalars
+        gates = 2 * torch.sigmoid(rest).view(-1, self.l_max, self.n_channels).transpose(0, 1)
+        return torch.cat((scalars, features[1:] * gates.index_select(0, self.degree)), dim=0)
+
+
+def readout(widths: Sequence[int], dtype: torch.dtype) -> nn.Sequential:
+    """A small network of linear maps with SiLU between them, no bias at the end (an energy's zero is the reference's)."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in zip(widths, widths[1:], strict=False):
+        is_last = len(layers) // 2 == len(widths) - 2
+        layers += [nn.Linear(n_in, n_out, bias=not is_last, dtype=dtype)] + ([] if is_last else [nn.SiLU()])
+    return nn.Sequential(*layers)

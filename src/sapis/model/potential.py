@@ -1,0 +1,135 @@
+"""`TransformerPotential`: the Transformer with units, reference energies, forces and stress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sapis.data.batch import Batch, collate, prepare
+from sapis.data.system import System
+from sapis.model.config import ModelConfig
+from sapis.model.layers import sum_from_reverse
+from sapis.model.transformer import Transformer
+from sapis.potential.prediction import Prediction
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class TransformerPotential(nn.Module):
+    """Energies, forces and stress of systems: ``E = sum_i E0(Z_i) + sigma_F * e_i``.
+
+    Args:
+        config: architecture.
+        elements: atomic numbers, ascending.
+        reference_energies: E0 in eV, one for each element.
+        scale: sigma_F, root mean square force component of the training data, used as eV.
+        average_neighbors: mean number of neighbours in the training data.
+        precision: ``float32`` or ``float64``; the sum over atoms is always float64.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, config: ModelConfig, *, elements: Sequence[int], reference_energies: Sequence[float], scale: float,
+                 average_neighbors: float, precision: str = "float32", seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.elements, self.precision = config, tuple(elements), precision
+        self.reference_energies = np.asarray(reference_energies, dtype=np.float64)
+        self.scale, self.average_neighbors = float(scale), float(average_neighbors)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.transformer = Transformer(config, n_species=len(elements), average_neighbors=max(1.0, average_neighbors),
+                                           dtype=DTYPES[precision])
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.config.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and arithmetic."""
+        return DTYPES[self.precision]
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON values; the arguments that build this again."""
+        return {
+            "config": self.config.model_dump(), "elements": list(self.elements),
+            "reference_energies": self.reference_energies.tolist(), "scale": self.scale,
+            "average_neighbors": self.average_neighbors, "precision": self.precision,
+        }
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> TransformerPotential:
+        """The inverse of `settings`; the weights are random until loaded."""
+        return cls(ModelConfig(**settings["config"]), **{key: value for key, value in settings.items() if key != "config"})
+
+    def with_precision(self, precision: str) -> TransformerPotential:
+        """A copy that computes in ``precision``, its constant tables rounded afresh."""
+        other = self.from_settings({**self.settings(), "precision": precision})
+        other.load_state_dict(self.state_dict())
+        return other.to(next(self.parameters()).device).train(self.training)
+
+    def atom_energies(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        """Per-atom energies less reference, eV, ``(atoms,)``, with ``vectors`` in place of the batch's own."""
+        return self.scale * self.transformer(batch.species, batch.senders, batch.reverse, vectors)
+
+    def forward(self, batch: Batch, *, create_graph: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Per-atom energies less reference ``(atoms,)`` eV, forces ``(atoms, 3)`` eV/Å, virials ``(graphs, 3, 3)`` eV.
+
+        The energy depends on positions and strain only through the edge vectors d_ij, so with g_ij = dE/dd_ij
+        F_i = sum_j (g_ij - g_ji) and dE/dstrain = sum_ij g_ij ⊗ d_ij, both exact.
+
+        Args:
+            create_graph: keep what a loss on forces needs.
+        """
+        vectors = batch.vectors.detach().requires_grad_()
+        with torch.enable_grad():
+            energies = self.atom_energies(batch, vectors)
+            (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph)
+        forces = gradient.sum(1) - sum_from_reverse(gradient, batch.senders, batch.reverse)
+        per_atom = gradient.transpose(1, 2) @ batch.vectors
+        virials = per_atom.new_zeros(batch.n_graphs, 3, 3).index_add(0, batch.graph, per_atom)
+        return energies, forces, (virials + virials.transpose(1, 2)) / 2
+
+    def predict(self, systems: Sequence[System], *, max_slots: int = 60_000) -> list[Prediction]:
+        """Predictions in order; systems are batched up to ``max_slots`` neighbour slots.
+
+        Raises:
+            ModelError: an element that the model does not know.
+            DataError: coinciding atoms.
+        """
+        results: list[Prediction] = []
+        samples = [prepare(system, elements=self.elements, cutoff=self.cutoff) for system in systems]
+        start = 0
+        while start < len(samples):
+            stop, atoms, slots = start, 0, 0
+            while stop < len(samples):
+                atoms += len(samples[stop].species)
+                slots = max(slots, samples[stop].neighbors.n_slots)
+                if stop > start and atoms * slots > max_slots:
+                    break
+                stop += 1
+            results += self._predict_batch(systems[start:stop], samples[start:stop])
+            start = stop
+        return results
+
+    def _predict_batch(self, systems: Sequence[System], samples: Sequence[Any]) -> list[Prediction]:
+        device = next(self.parameters()).device
+        batch = collate(samples, cutoff=self.cutoff, dtype=self.dtype).to(device)
+        energies, forces, virials = (value.detach().double().cpu().numpy() for value in self(batch))
+        predictions, start = [], 0
+        for system, sample, virial in zip(systems, samples, virials, strict=True):
+            rows = slice(start, start + len(system))
+            per_atom = energies[rows] + self.reference_energies[sample.species]
+            stress = None if system.volume is None else virial / system.volume
+            predictions.append(Prediction(energy=float(per_atom.sum()), energies=per_atom, forces=forces[rows], stress=stress))
+            start = rows.stop
+        return predictions

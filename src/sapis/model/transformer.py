@@ -1,0 +1,99 @@
+"""The equivariant Transformer: species and edge vectors in, per-atom energies out.
+
+| symbol | here | shape |
+|---|---|---|
+| x_i^(l) | ``features`` | ``(lm, atoms, channels)`` |
+| rho_k(r_ij) f(r_ij) | ``RadialBasis`` | ``(atoms, slots, radial)`` |
+| Y_lm(u_ij) | ``Harmonics`` | ``(atoms, slots, lm)`` |
+| a_ij^h, D_i, A_i | ``Attention`` | ``(lm, atoms, channels)`` |
+| A_i^nu | ``Product`` | ``(lm, atoms, channels)`` |
+
+Each layer: ``x <- S_Z W x + W' Product(Attention(x))``, then ``x <- Gate(x)``; the energy of an atom is the sum of a
+linear read-out of each layer's scalars and a small network on the last one's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sapis.model.config import ModelConfig
+from sapis.model.layers import Attention, DegreeLinear, Edges, Gate, Product, RadialBasis, readout
+from sapis.so3.harmonics import Harmonics, degrees
+
+
+class Layer(nn.Module):
+    """Attention over neighbours, product on nodes, gate; with a residual path whose weight depends on the species."""
+
+    def __init__(self, config: ModelConfig, *, n_species: int, average_neighbors: float, l_max_in: int, l_max_out: int,
+                 dtype: torch.dtype) -> None:
+        super().__init__()
+        channels = config.n_channels
+        l_max_carried = min(l_max_in, config.l_max_carried)
+        self.attention = Attention(
+            l_max=config.l_max, l_max_carried=l_max_carried, n_channels=channels,
+            n_carried=channels if l_max_in == 0 else config.n_channels_carried, n_heads=config.n_heads,
+            n_radial=config.n_radial, average_neighbors=average_neighbors, dtype=dtype,
+        )
+        self.product = Product(l_max=config.l_max, l_max_out=l_max_out, order=config.order, n_channels=channels,
+                               n_species=n_species, dtype=dtype)
+        self.update = DegreeLinear(degrees(l_max_out), channels, channels, dtype)
+        self.n_lm_kept = (min(l_max_in, l_max_out) + 1) ** 2
+        kept = degrees(min(l_max_in, l_max_out))
+        self.keep = DegreeLinear(kept, channels, channels, dtype)
+        self.keep_weights = nn.Parameter(torch.ones(n_species, int(kept.max()) + 1, channels, dtype=dtype))
+        self.register_buffer("kept_degree", torch.as_tensor(kept), persistent=False)
+        self.gate = Gate(l_max=l_max_out, n_channels=channels, dtype=dtype)
+
+    def forward(self, features: torch.Tensor, species: torch.Tensor, edges: Edges) -> torch.Tensor:
+        """``(lm_in, atoms, channels)`` -> ``(lm_out, atoms, channels)``."""
+        update = self.update(self.product(self.attention(features, edges), species))
+        weights = self.keep_weights.index_select(0, species).transpose(0, 1).index_select(0, self.kept_degree)
+        kept = self.keep(features[: self.n_lm_kept]) * weights
+        if len(kept) < len(update):
+            merged = torch.cat((kept + update[: len(kept)], update[len(kept) :]), dim=0)
+        else:
+            merged = kept + update
+        return self.gate(merged)
+
+
+class Transformer(nn.Module):
+    """Per-atom energies in the unit of the data's force scale.
+
+    Args:
+        config: architecture.
+        n_species: number of elements.
+        average_neighbors: mean number of neighbours in the training set, a constant normalisation.
+        dtype: of weights and arithmetic. Constant tables are computed in float64 and rounded to ``dtype`` once, so to
+            change precision build a new model and load the weights.
+    """
+
+    def __init__(self, config: ModelConfig, *, n_species: int, average_neighbors: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.randn(n_species, config.n_channels, dtype=dtype))
+        self.harmonics = Harmonics(config.l_max, dtype)
+        self.radial = RadialBasis(config.n_radial, config.cutoff, dtype)
+        last = config.n_layers - 1
+        self.layers = nn.ModuleList(
+            Layer(config, n_species=n_species, average_neighbors=average_neighbors, dtype=dtype,
+                  l_max_in=0 if t == 0 else config.l_max, l_max_out=0 if t == last else config.l_max)
+            for t in range(config.n_layers)
+        )
+        self.readouts = nn.ModuleList(
+            readout([config.n_channels, config.n_hidden_readout, 1] if t == last else [config.n_channels, 1], dtype)
+            for t in range(config.n_layers)
+        )
+
+    def forward(self, species: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Per-atom energies ``(atoms,)``; arguments as in `sapis.data.batch.Batch`."""
+        distances = vectors.square().sum(-1).sqrt()
+        radial = self.radial(distances)
+        harmonics = self.harmonics(vectors / distances.unsqueeze(-1))
+        edges = Edges(senders, reverse, radial, harmonics)
+        features = self.embedding.index_select(0, species).unsqueeze(0)
+        energies = torch.zeros_like(features[0, :, 0])
+        for layer, read in zip(self.layers, self.readouts, strict=True):
+            features = layer(features, species, edges)
+            energies = energies + read(features[0]).squeeze(-1)
+        return energies

@@ -1,0 +1,1 @@
+"""The seam between models and what uses them: predictions, derivatives, bundle, calculator."""

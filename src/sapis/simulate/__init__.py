@@ -1,0 +1,1 @@
+"""Molecular dynamics with checks, and the structures it proposes."""

@@ -1,0 +1,144 @@
+"""Candidate structures for labelling, made in parallel and kept: one file per trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sapis.core.errors import ConfigError
+from sapis.core.files import hash_file, hash_json
+from sapis.core.progress import console, progress_bar
+from sapis.core.records import Record, Stopwatch, provenance, valid_record, write_record
+from sapis.data.system import System
+from sapis.labelers.labeler import Failure, LabelerConfig, build_labeler
+from sapis.labelers.pool import run_tasks
+from sapis.simulate.sampling import CandidatesConfig, Trajectory, rattled_candidates, simulate
+
+
+def make_candidates(
+    structures: Sequence[System],
+    labeler_config: LabelerConfig,
+    temperatures_K: Sequence[float],
+    n_total: int,
+    config: CandidatesConfig,
+    seed: int,
+    folder: Path,
+    n_workers: int | None = None,
+) -> list[System]:
+    """``n_total`` candidates: ``rattle_fraction`` rattled, the rest from MD, evenly over the temperatures.
+
+    Each trajectory is a file of its own in ``folder``, whole or absent; one that is there and was planned alike is
+    not run again. The plan depends on the arguments only, not on ``n_workers``, and so do the candidates, bit for
+    bit. A trajectory that fails gives fewer frames, and a warning.
+
+    Args:
+        structures: starting structures, see `load_structure`.
+        labeler_config: the method that drives the dynamics.
+        temperatures_K: of the trajectories; without any, all candidates are rattled.
+        n_total: how many candidates.
+        config: how they are made.
+        seed: of everything random.
+        folder: for the trajectories.
+        n_workers: processes; default one per core.
+
+    Raises:
+        ConfigError: no structure, or a temperature that is not positive.
+    """
+    if not structures or any(not temperature > 0 for temperature in temperatures_K):
+        raise ConfigError(expected="at least one structure, and temperatures above 0 K",
+                          received=f"{len(structures)} structures, {list(temperatures_K)} K", where="candidates",
+                          todo="mend the recipe's structure or temperatures")
+    n_rattled = round(n_total * config.rattle_fraction) if temperatures_K else n_total
+    plan = _plan(structures, temperatures_K, n_total - n_rattled, config)
+    candidates = _run_plan(plan, labeler_config, config, seed, folder, n_workers)
+    return candidates + rattled_candidates(structures, n_rattled, config.rattle_stdev_A, seed)
+
+
+def _plan(
+    structures: Sequence[System], temperatures_K: Sequence[float], n_frames: int, config: CandidatesConfig
+) -> list[Trajectory]:
+    temperatures = list(dict.fromkeys(float(temperature) for temperature in temperatures_K))
+    plan = []
+    for temperature, n_here in zip(temperatures, _shares(n_frames, len(temperatures)), strict=True):
+        for replica, n_each in enumerate(_shares(n_here, config.n_replicas)):
+            if n_each:
+                start = structures[replica % len(structures)].without_labels()
+                plan.append(Trajectory(f"md-{temperature:g}K-{replica}", start, temperature, n_each))
+    return plan
+
+
+def _shares(n: int, n_parts: int) -> list[int]:
+    """``n`` in ``n_parts`` whole parts that differ by one at most."""
+    return [n // n_parts + (part < n % n_parts) for part in range(n_parts)]
+
+
+def _run_plan(
+    plan: list[Trajectory], labeler_config: LabelerConfig, config: CandidatesConfig, seed: int, folder: Path,
+    n_workers: int | None,
+) -> list[System]:
+    from sapis.data.formats import read_systems
+
+    method = build_labeler(labeler_config).method
+    hashes = [_plan_hash(each, method, config, seed) for each in plan]
+    missing = [i for i, each in enumerate(plan) if _finished(folder, each, hashes[i]) is None]
+    n_missing = sum(plan[i].n_frames for i in missing)
+    with progress_bar() as bar:
+        n_frames = sum(each.n_frames for each in plan)
+        task = bar.add_task("candidates", total=n_frames, completed=n_frames - n_missing, note="")
+        outcomes = run_tasks(
+            partial(_trajectory_runner, labeler_config, config, seed, folder), [(plan[i], hashes[i]) for i in missing],
+            n_workers=n_workers, timeout_s=labeler_config.timeout_s,
+            on_progress=lambda amount: bar.advance(task, amount),
+        )
+    lost = {i: outcome for i, outcome in zip(missing, outcomes, strict=True) if isinstance(outcome, Failure)}
+    candidates = []
+    for i, each in enumerate(plan):
+        record = None if i in lost else _finished(folder, each, hashes[i])
+        ending = f"lost: {lost[i].reason}" if i in lost else record and record.result["ending"]
+        if ending:
+            console.print(f"[yellow]trajectory {each.name}[/]: {ending}", highlight=False)
+        if record and record.result["n_frames"]:
+            candidates += read_systems(folder / f"{each.name}.extxyz")
+    return candidates
+
+
+def _trajectory_runner(
+    labeler_config: LabelerConfig, config: CandidatesConfig, seed: int, folder: Path
+) -> Callable[[tuple[Trajectory, str]], None]:
+    """What each worker runs: a trajectory, its frames and last its record, which says that the frames are whole."""
+
+    def run(task: tuple[Trajectory, str]) -> None:
+        from sapis.data.formats import write_systems
+
+        plan, plan_hash = task
+        watch = Stopwatch()
+        frames, ending = simulate(plan, labeler_config, config, seed)
+        path = folder / f"{plan.name}.extxyz"
+        if frames:
+            write_systems(path, frames)
+        result = {"n_frames": len(frames), "ending": ending, "file_hash": hash_file(path) if frames else None}
+        record = Record(plan.name, plan_hash, result, cost=watch.cost(), provenance=provenance())
+        write_record(folder / f"{plan.name}.json", record)
+
+    return run
+
+
+def _finished(folder: Path, plan: Trajectory, plan_hash: str) -> Record | None:
+    """The record of a trajectory that was planned alike and whose file is whole, else None."""
+    record = valid_record(folder / f"{plan.name}.json", plan_hash)
+    if record is None or not record.result["n_frames"]:
+        return record
+    path = folder / f"{plan.name}.extxyz"
+    is_whole = path.exists() and path.stat().st_size > 0 and hash_file(path) == record.result["file_hash"]
+    return record if is_whole else None
+
+
+def _plan_hash(plan: Trajectory, method: dict[str, Any], config: CandidatesConfig, seed: int) -> str:
+    dynamics = config.model_dump(include={"timestep_fs", "friction_per_fs", "equilibration_fs", "decorrelation_fs"})
+    return hash_json({
+        "name": plan.name, "start": plan.start.structure_hash(), "temperature_K": plan.temperature_K,
+        "n_frames": plan.n_frames, "dynamics": dynamics, "method": method, "seed": seed,
+    })

@@ -1,0 +1,194 @@
+"""How candidates are sampled: frames of one short hot trajectory, and rattled structures."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sapis.core.config import Config
+from sapis.core.seeds import generator
+from sapis.data.system import System
+from sapis.labelers.labeler import Failure, LabelerConfig, build_labeler
+from sapis.labelers.worker import report_progress
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.md.langevin import Langevin
+
+# A trajectory beyond these has left chemistry: forces of a collision, or heat that no thermostat would give.
+MAX_FORCE_eV_A = 100.0
+MAX_HEATING = 10.0
+# Shortest distance of a rattled structure, in sums of covalent radii.
+CLOSE_CONTACT = 0.6
+MAX_REJECTIONS = 200
+
+
+class CandidatesConfig(Config):
+    """How candidates are made.
+
+    Attributes:
+        n_conformers: at most so many starting structures from a SMILES.
+        n_replicas: trajectories at each temperature, from the starting structures in turn.
+        timestep_fs: of the molecular dynamics.
+        friction_per_fs: of the Langevin thermostat.
+        equilibration_fs: not sampled, at the start of each trajectory.
+        decorrelation_fs: between two frames.
+        rattle_fraction: of the candidates, rattled and not from dynamics.
+        rattle_stdev_A: smallest and largest standard deviation of the rattling.
+    """
+
+    n_conformers: int = Field(default=4, ge=1)
+    n_replicas: int = Field(default=4, ge=1)
+    timestep_fs: float = Field(default=0.5, gt=0, le=10)
+    friction_per_fs: float = Field(default=0.02, gt=0)
+    equilibration_fs: float = Field(default=200.0, ge=0)
+    decorrelation_fs: float = Field(default=20.0, gt=0)
+    rattle_fraction: float = Field(default=0.15, ge=0, le=1)
+    rattle_stdev_A: tuple[float, float] = (0.02, 0.12)
+
+    @model_validator(mode="after")
+    def _check(self) -> CandidatesConfig:
+        if self.decorrelation_fs < self.timestep_fs:
+            raise ValueError("decorrelation_fs not below timestep_fs")
+        if not 0 < self.rattle_stdev_A[0] <= self.rattle_stdev_A[1]:
+            raise ValueError("rattle_stdev_A: two positive numbers, the smaller first")
+        return self
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What is planned as one piece: a start, a temperature and a number of frames."""
+
+    name: str
+    start: System
+    temperature_K: float
+    n_frames: int
+
+
+def md_candidates(
+    start: System,
+    labeler_config: LabelerConfig,
+    temperature_K: float,
+    n_frames: int,
+    config: CandidatesConfig,
+    seed: int,
+    trajectory: str,
+) -> list[System]:
+    """Frames of one Langevin trajectory (constant N, V, T), ``decorrelation_fs`` apart after equilibration.
+
+    The start has Maxwell-Boltzmann velocities, for a molecule without total momentum and rotation. Frames carry the
+    tags ``source``, ``trajectory``, ``temperature_K`` and ``time_fs``, and no labels: those of a trajectory depend
+    on its history. If the labeler fails or the structure explodes, the frames before that are returned, with a
+    `RuntimeWarning` that says so. The same arguments give the same bits.
+    """
+    frames, ending = simulate(Trajectory(trajectory, start, temperature_K, n_frames), labeler_config, config, seed)
+    if ending:
+        warnings.warn(ending, RuntimeWarning, stacklevel=2)
+    return frames
+
+
+def simulate(
+    plan: Trajectory, labeler_config: LabelerConfig, config: CandidatesConfig, seed: int
+) -> tuple[list[System], str | None]:
+    """The frames of a trajectory, and why it ended early if it did."""
+    from ase import units
+    from ase.md.langevin import Langevin
+
+    labeler = build_labeler(labeler_config)
+    if isinstance(first := labeler.label(plan.start), Failure):
+        return [], f"the labeler fails on its starting structure ({first.reason})"
+    rng = generator(seed, "md", plan.name)
+    atoms = plan.start.to_atoms()
+    _set_velocities(atoms, plan.temperature_K, rng)
+    atoms.calc = labeler.calculator(plan.start)
+    dynamics = Langevin(
+        atoms, timestep=config.timestep_fs * units.fs, temperature_K=plan.temperature_K,
+        friction=config.friction_per_fs / units.fs, fixcm=False, rng=rng,
+    )
+    dynamics.attach(report_progress)
+    n_between = max(1, round(config.decorrelation_fs / config.timestep_fs))
+    n_steps = math.ceil(config.equilibration_fs / config.timestep_fs)
+    frames: list[System] = []
+    for _ in range(plan.n_frames):
+        n_steps += n_between
+        problem = _advance(dynamics, n_steps, plan.temperature_K)
+        if problem:
+            kept = f"{len(frames)} of {plan.n_frames} frames kept"
+            return frames, f"stopped after {dynamics.nsteps * config.timestep_fs:g} fs: {problem}; {kept}"
+        frame = replace(plan.start, positions=atoms.get_positions())
+        frames.append(frame.without_labels().with_tags(
+            source="md", trajectory=plan.name, temperature_K=plan.temperature_K,
+            time_fs=n_steps * config.timestep_fs,
+        ))
+        report_progress(1)
+    return frames, None
+
+
+def _set_velocities(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> None:
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+
+    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature_K, rng=rng)
+    if len(atoms) > 1 and not atoms.pbc.any():
+        # The heat taken out here comes back from the thermostat; rescaling would put it all into few vibrations.
+        Stationary(atoms, preserve_temperature=False)
+        ZeroRotation(atoms, preserve_temperature=False)
+
+
+def _advance(dynamics: Langevin, n_steps: int, temperature_K: float) -> str | None:
+    """Run up to step ``n_steps``; what is wrong with the structure then, or None."""
+    atoms = dynamics.atoms
+    try:
+        dynamics.run(n_steps - dynamics.nsteps)
+        force = float(np.abs(atoms.get_forces()).max())
+    except Exception as error:  # a calculator is foreign code, and an exploding structure breaks it in many ways
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    heat = atoms.get_temperature()
+    if not (force < MAX_FORCE_eV_A and heat < MAX_HEATING * temperature_K):
+        return f"forces of {force:.3g} eV/Å at {heat:.3g} K"
+    return None
+
+
+def rattled_candidates(
+    starts: Sequence[System], n: int, stdev: tuple[float, float], seed: int
+) -> list[System]:
+    """``n`` structures, from ``starts`` in turn, each atom displaced by a Gaussian.
+
+    Args:
+        starts: structures to displace.
+        n: how many.
+        stdev: range of the standard deviation, Å; drawn uniformly for each structure.
+        seed: of the displacements.
+
+    Raises:
+        DataError: atoms are closer than 0.6 covalent bond lengths however they are displaced.
+    """
+    rng = generator(seed, "rattle")
+    return [_rattled(starts[number % len(starts)], stdev, rng) for number in range(n)]
+
+
+def _rattled(start: System, stdev: tuple[float, float], rng: np.random.Generator) -> System:
+    for _ in range(MAX_REJECTIONS):
+        scale = rng.uniform(*stdev)
+        rattled = replace(
+            start.without_labels(), positions=start.positions + rng.normal(scale=scale, size=(len(start), 3))
+        )
+        if not _has_close_contact(rattled):
+            return rattled.with_tags(source="rattle", trajectory="rattle", stdev_A=scale)
+    raise start.error(
+        expected=f"atoms no closer than {CLOSE_CONTACT} covalent bond lengths after rattling by {stdev[0]} Å or more",
+        received=f"closer ones, {MAX_REJECTIONS} times", key="positions",
+        todo="mend the structure, or make rattle_stdev_A smaller",
+    )
+
+
+def _has_close_contact(system: System) -> bool:
+    from ase.neighborlist import natural_cutoffs, neighbor_list
+
+    atoms = system.to_atoms()
+    return len(neighbor_list("i", atoms, natural_cutoffs(atoms, mult=CLOSE_CONTACT))) > 0

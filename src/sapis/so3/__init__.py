@@ -1,0 +1,1 @@
+"""Rotations and reflections in three dimensions: harmonics and their products. No atoms."""

@@ -1,0 +1,1 @@
+"""Loss, optimiser, the one loop, checkpoints."""

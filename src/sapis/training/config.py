@@ -1,0 +1,38 @@
+"""Settings of a training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sapis.core.config import Config
+
+
+class TrainingConfig(Config):
+    """How long and how a potential is trained."""
+
+    epochs: int | None = Field(None, ge=1, description="passes over the training set")
+    cpu_seconds: float | None = Field(None, gt=0, description="CPU seconds of this process, validation included")
+    batch_size: int = Field(5, ge=1, description="systems per step")
+    learning_rate: float = Field(0.01, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    optimizer: Literal["amsgrad", "adamw"] = "amsgrad"
+    weight_decay: float = Field(0.0, ge=0)
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the running mean of the weights, which is the result")
+    clip: float = Field(10.0, gt=0, description="largest norm of the gradient")
+    energy_weight: float = Field(1.0, ge=0, description="of the squared energy error per atom count")
+    force_weight: float = Field(1.0, ge=0, description="of the squared force error per component")
+    stress_weight: float = Field(1.0, ge=0, description="of the squared virial error per atom count")
+    validations: int = Field(30, ge=1, description="times the validation set is looked at")
+    patience: int | None = Field(None, ge=1, description="validations without improvement before stopping early")
+    checkpoint_seconds: float = Field(20.0, gt=0, description="wall seconds between checkpoints")
+    precision: Literal["float32", "float64"] = "float32"
+    threads: int = Field(1, ge=1, description="threads of torch")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> TrainingConfig:
+        if self.epochs is None and self.cpu_seconds is None:
+            raise ValueError("epochs or cpu_seconds (or both: whichever ends first)")
+        return self

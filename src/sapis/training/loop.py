@@ -1,0 +1,302 @@
+"""The one training loop: deterministic, resumable to the bit, with its record as it goes."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sapis.core.errors import TrainingError
+from sapis.core.files import hash_json, replacing
+from sapis.core.progress import progress_bar
+from sapis.core.seeds import generator
+from sapis.data.batch import Sample, collate, prepare
+from sapis.data.system import System, hash_systems
+from sapis.model.potential import TransformerPotential
+from sapis.training.checkpoint import hash_tensors, read_checkpoint, write_checkpoint
+from sapis.training.config import TrainingConfig
+from sapis.training.cost import training_flops
+from sapis.training.loss import graph_sums, loss
+from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer
+
+CHECKPOINT = "last.safetensors"
+BEST = "best.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a training is: everything of its state but tensors.
+
+    Attributes:
+        step: updates made.
+        cpu_seconds: spent, over all runs of this training.
+        flops: arithmetic of matrix products spent.
+        best_score: lowest validation loss so far.
+        n_stale: validations since then.
+        history: one row per validation.
+        train_losses: since the last validation.
+        is_finished: the budget is spent or patience ran out.
+    """
+
+    step: int = 0
+    cpu_seconds: float = 0.0
+    flops: float = 0.0
+    best_score: float = math.inf
+    n_stale: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    train_losses: list[float] = field(default_factory=list)
+    is_finished: bool = False
+
+
+class Training:
+    """Trains ``potential`` (in place) in ``folder``; call `run`.
+
+    Args:
+        potential: with the precision of the configuration.
+        train, validation: labelled systems.
+        config: budget and hyper-parameters.
+        folder: checkpoints (`last.safetensors`, `best.safetensors`), `log.csv`, TensorBoard events.
+
+    Raises:
+        TrainingError: no labels that the loss weighs; a checkpoint in ``folder`` of another training.
+    """
+
+    def __init__(self, potential: TransformerPotential, train: Sequence[System], validation: Sequence[System],
+                 config: TrainingConfig, folder: Path) -> None:
+        _require_labels(train, config)
+        torch.set_num_threads(config.threads)
+        self.potential, self.config, self.folder = potential, config, folder
+        self.samples = [self._prepare(system) for system in train]
+        self.validation = [self._prepare(system) for system in validation]
+        self.parameters = dict(potential.named_parameters())
+        self.optimizer = make_optimizer(list(self.parameters.values()), config)
+        self.mean = RunningMean(self.parameters, config.ema_decay)
+        self.progress = Progress()
+        self.n_batches = -(-len(train) // config.batch_size)
+        self.identity = hash_json({
+            "model": potential.settings(), "weights": hash_tensors(dict(self.parameters)), "training": config.model_dump(),
+            "train": hash_systems(list(train)), "validation": hash_systems(list(validation)),
+        })
+        self.flops_of_batch = training_flops(potential)
+        self.board: Any = None
+
+    def _prepare(self, system: System) -> Sample:
+        reference = sum(self.potential.reference_energies[self.potential.elements.index(z)] for z in system.numbers.tolist()
+                        if z in self.potential.elements)
+        return prepare(system, elements=self.potential.elements, cutoff=self.potential.cutoff, reference_energy=reference)
+
+    def run(self) -> Progress:
+        """Train to the end of the budget, from the last checkpoint if there is one; the potential gets the best weights."""
+        self._resume()
+        self.board = _tensorboard(self.folder / "tensorboard")
+        clock, saved = time.process_time(), time.monotonic()
+        bar = progress_bar()
+        with bar:
+            total = self.total_steps()
+            task = bar.add_task("train", total=total or 1000, completed=self._done(total), note="")
+            for batch_indices in self._batches():
+                self._step(batch_indices)
+                now = time.process_time()
+                self.progress.cpu_seconds += now - clock
+                clock = now
+                if self._is_validation_due():
+                    self._validate()
+                    bar.update(task, note=self._note())
+                bar.update(task, completed=self._done(total))
+                if self.progress.is_finished:
+                    break
+                if time.monotonic() - saved > self.config.checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+        self._finish()
+        return self.progress
+
+    def total_steps(self) -> int | None:
+        """Steps of the epoch budget; None if only CPU seconds end the training."""
+        return None if self.config.epochs is None else self.config.epochs * self.n_batches
+
+    def spent(self) -> float:
+        """Fraction of the budget that is spent: of steps or of CPU seconds, whichever is further."""
+        total, limit = self.total_steps(), self.config.cpu_seconds
+        parts = [self.progress.step / total if total else 0.0, self.progress.cpu_seconds / limit if limit else 0.0]
+        return min(1.0, max(parts))
+
+    def _done(self, total: int | None) -> int:
+        return int(self.spent() * (total or 1000))
+
+    def _note(self) -> str:
+        row = self.progress.history[-1]
+        return (f"F {row['validation_force_rmse_meV_A']:.1f} meV/Å  E {row['validation_energy_rmse_meV_atom']:.2f} meV/atom  "
+                f"{self.progress.cpu_seconds:.0f} CPU-s  {self.progress.flops / 1e12:.2f} TFLOP")
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        """Indices of each batch from the current step on; the order of an epoch depends on seed and epoch only."""
+        while not self.progress.is_finished:
+            epoch, position = divmod(self.progress.step, self.n_batches)
+            order = generator(self.config.seed, "epoch", epoch).permutation(len(self.samples))
+            for start in range(position, self.n_batches):
+                yield order[start * self.config.batch_size : (start + 1) * self.config.batch_size]
+
+    def _step(self, indices: np.ndarray) -> None:
+        state, config = self.progress, self.config
+        batch = collate([self.samples[i] for i in indices], cutoff=self.potential.cutoff, dtype=self.potential.dtype)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step=state.step, progress=self.spent())
+        self.optimizer.zero_grad(set_to_none=True)
+        value = loss(batch, *self.potential(batch, create_graph=True), config, self.potential.scale)
+        value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), config.clip)
+        if not bool(torch.isfinite(norm)):
+            raise TrainingError(
+                expected="finite gradients", received=f"loss {float(value.detach()):g}, gradient norm {float(norm):g}",
+                where=f"step {state.step}", todo="lint the data (`sapis check`), or lower the learning rate",
+            )
+        self.optimizer.step()
+        self.mean.update(self.parameters, state.step)
+        state.step += 1
+        state.flops += self.flops_of_batch(*batch.senders.shape)
+        state.train_losses.append(float(value.detach()))
+
+    def _is_validation_due(self) -> bool:
+        """At equal fractions of the budget; the last one is at its end."""
+        state = self.progress
+        state.is_finished = self.spent() >= 1.0
+        return state.is_finished or int(self.spent() * self.config.validations) > len(state.history)
+
+    def _validate(self) -> None:
+        state, clock = self.progress, time.process_time()
+        with _Weights(self.parameters, self.mean.values):
+            errors = self._validation_errors()
+        state.cpu_seconds += time.process_time() - clock
+        state.history.append({
+            "step": state.step, "epoch": state.step / self.n_batches, "cpu_seconds": state.cpu_seconds, "flops": state.flops,
+            "learning_rate": self.optimizer.param_groups[0]["lr"], "train_loss": float(np.mean(state.train_losses)), **errors,
+        })
+        state.train_losses = []
+        if errors["validation_loss"] < state.best_score or not state.history[:-1]:
+            state.best_score, state.n_stale = errors["validation_loss"], 0
+            write_checkpoint(self.folder / BEST, self.mean.values, {"step": state.step, **errors})
+        else:
+            state.n_stale += 1
+        if self.config.patience is not None and state.n_stale >= self.config.patience:
+            state.is_finished = True
+        self._log()
+
+    def _validation_errors(self) -> dict[str, float]:
+        losses, sizes, energy, force = [], [], [], []
+        for start in range(0, len(self.validation), self.config.batch_size):
+            samples = self.validation[start : start + self.config.batch_size]
+            batch = collate(samples, cutoff=self.potential.cutoff, dtype=self.potential.dtype)
+            energies, forces, virials = (value.detach() for value in self.potential(batch))
+            losses.append(float(loss(batch, energies, forces, virials, self.config, self.potential.scale)))
+            sizes.append(len(samples))
+            energy.append(((graph_sums(energies, batch) - batch.energies) / batch.n_atoms).square())
+            force.append((forces - batch.forces).square().flatten())
+        return {
+            "validation_loss": float(np.average(losses, weights=sizes)) if losses else math.nan,
+            "validation_force_rmse_meV_A": 1e3 * _root_mean(force), "validation_energy_rmse_meV_atom": 1e3 * _root_mean(energy),
+        }
+
+    def _log(self) -> None:
+        rows = self.progress.history
+        with replacing(self.folder / "log.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+            writer.writeheader()
+            writer.writerows(rows)
+        if self.board is not None:
+            for name, value in rows[-1].items():
+                self.board.add_scalar(name, value, rows[-1]["step"])
+
+    def save(self) -> None:
+        """Write the checkpoint from which `run` goes on as if nothing had happened."""
+        tensors = {f"weights.{name}": value for name, value in self.parameters.items()}
+        tensors |= {f"mean.{name}": value for name, value in self.mean.values.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        # An infinite best score (nothing validated yet) is not JSON.
+        state = {**vars(self.progress), "best_score": min(self.progress.best_score, 1e300), "identity": self.identity}
+        write_checkpoint(self.folder / CHECKPOINT, tensors, state)
+
+    def _resume(self) -> None:
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return
+        tensors, state = read_checkpoint(path)
+        if state.pop("identity", None) != self.identity:
+            raise TrainingError(
+                expected="a checkpoint of this same training (model, data, settings)", received="one of another training",
+                where=str(path), todo="choose another output folder, or delete this one",
+            )
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                kind, rest = name.split(".", 1)
+                if kind == "weights":
+                    self.parameters[rest].copy_(tensor)
+                elif kind == "mean":
+                    self.mean.values[rest].copy_(tensor)
+                else:
+                    index, moment = rest.split(".", 1)
+                    moments.setdefault(int(index), {})[moment] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.progress = Progress(**state)
+
+    def _finish(self) -> None:
+        self.save()
+        if self.board is not None:
+            self.board.close()
+        best, _ = read_checkpoint(self.folder / BEST)
+        self.potential.load_state_dict(best)
+
+
+class _Weights:
+    """Exchange the weights for others inside a ``with`` block."""
+
+    def __init__(self, parameters: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+        self.parameters, self.others = parameters, others
+
+    def __enter__(self) -> None:
+        self.kept = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self._set(self.others)
+
+    def __exit__(self, *_: Any) -> None:
+        self._set(self.kept)
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+
+def _tensorboard(folder: Path) -> Any:
+    """A TensorBoard writer, or None where TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+def _root_mean(squares: list[torch.Tensor]) -> float:
+    values = torch.cat(squares) if squares else torch.zeros(0)
+    return float(values[torch.isfinite(values)].double().mean().sqrt())
+
+
+def _require_labels(train: Sequence[System], config: TrainingConfig) -> None:
+    """A weighted label that no frame has would be a loss of zero that goes unnoticed."""
+    for name, weight in (("energy", config.energy_weight), ("forces", config.force_weight)):
+        n_labelled = sum(getattr(system, name) is not None for system in train)
+        if weight and n_labelled == 0:
+            raise TrainingError(
+                expected=f"{name} labels, since {name} has the weight {weight:g}", received=f"none in {len(train)} systems",
+                where="training set", todo=f"give the key of the {name} labels, or set the weight to 0",
+            )
