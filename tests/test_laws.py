@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from ase.neighborlist import neighbor_list
 
 from sapis.core.seeds import generator
 from sapis.data.system import System
@@ -142,6 +143,14 @@ class OnceContinuous(LennardJones):
         return u * (1 - x**2 * (3 - 2 * x)), slope * (1 - x**2 * (3 - 2 * x)) - u * 6 * x * (1 - x) / width
 
 
+class CountingNeighbours(LennardJones):
+    """Adds energy for each neighbour after the first: smooth for a pair, a jump in company."""
+
+    def _predict_one(self, system: System) -> Prediction:
+        counts = np.bincount(neighbor_list("i", system.to_atoms(), self.cutoff), minlength=len(system))
+        return add(super()._predict_one(system), 1e-4 * np.maximum(0, counts - 1))
+
+
 class Leaking(LennardJones):
     """Adds the mean energy of the batch: what is predicted together influences each other."""
 
@@ -211,6 +220,7 @@ def test_only_the_broken_law_fails(fault: Callable[[System, Prediction], Predict
     (NoImages(), "extensivity"),
     (Truncated(), "smoothness"),
     (OnceContinuous(), "smoothness"),
+    (CountingNeighbours(), "smoothness"),
     (Leaking(), "batching"),
 ], ids=lambda value: getattr(value, "__name__", type(value).__name__))
 def test_a_planted_potential_is_caught(potential: Potential, caught_by: str) -> None:

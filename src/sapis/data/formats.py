@@ -221,7 +221,7 @@ def _split_blocks(text: str, path: Path) -> list[str]:
         if not header.isdecimal():
             raise FileError(
                 expected="the number of atoms, the first line of an extxyz frame", received=repr(header)[:80],
-                where=where, todo="mend the file: a count of atoms that is wrong shifts all that follows",
+                where=where, todo="mend the file; the frame before may have more or fewer atoms than it says",
             )
         end = start + 2 + int(header)
         if end > len(lines):
@@ -286,7 +286,7 @@ def _values(atoms: Atoms) -> dict[str, Any]:
     """What a frame carries beside its structure: calculator results, columns, key-value pairs."""
     results = atoms.calc.results if atoms.calc is not None else {}
     columns = {key: column for key, column in atoms.arrays.items() if key not in ("numbers", "positions")}
-    values = {**results, **columns, **atoms.info, **atoms.info.get("key_value_pairs", {})}
+    values = {**results, **columns, **atoms.info}
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -159,7 +159,7 @@ def _overlapping_atoms(systems: Sequence[System]) -> list[Finding]:
 
 
 def _closest_approach(system: System) -> float:
-    """Distance over the least allowed one, for the worst pair of atoms or images; infinite if none is near."""
+    """Distance over the least allowed one, for the worst pair (images included); infinite if none is near."""
     from vesin import ase_neighbor_list
 
     radii = OVERLAP_FRACTION * covalent_radii[system.numbers]
@@ -264,10 +264,11 @@ def _duplicates(systems: Sequence[System]) -> list[Finding]:
     first: dict[str, int] = {}
     repeated, conflicting = [], []
     for i, system in enumerate(systems):
-        original = systems[first.setdefault(system.structure_hash(), i)]
-        if original is system:
+        earlier = first.setdefault(system.structure_hash(), i)
+        if earlier == i:
             continue
         repeated.append(i)
+        original = systems[earlier]
         if system.energy is not None and original.energy is not None:
             conflicting += [i] if abs(system.energy - original.energy) > SAME_ENERGY * len(system) else []
     return [

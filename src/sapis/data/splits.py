@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sapis.core.errors import DataError
+from sapis.core.errors import ConfigError, DataError
 from sapis.core.seeds import generator
 from sapis.data.system import System
 
 TRAIN, VALIDATION, TEST, DROPPED = 0, 1, 2, 3
 # Held-out blocks shorter than this many gaps would cost too many training frames at their borders.
-MIN_BLOCK_GAPS = 10
+MIN_BLOCK_GAPS = 20
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ def split_in_time(
 
     Raises:
         DataError: no systems, or no training frame left because of ``gap``.
-        ValueError: fractions that are negative or do not sum to 1.
+        ConfigError: fractions that are negative or do not sum to 1.
     """
     if min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
-        raise ValueError(f"fractions must be >= 0 and sum to 1, not {fractions}")
+        raise ConfigError(expected="fractions that are not negative and sum to 1", received=str(fractions),
+                          where="split_in_time", todo="mend the fractions")
     if not systems:
         raise DataError(expected="at least one system", received="none", where="split_in_time",
                         todo="check that the files were read")
@@ -129,8 +130,9 @@ def _trajectories(systems: Sequence[System]) -> list[list[int]]:
     for i, system in enumerate(systems):
         trajectory = system.tags.get("trajectory")
         groups.setdefault(("alone", i) if trajectory is None else ("trajectory", trajectory), []).append(i)
-    return [sorted(group, key=lambda i: float(systems[i].tags["time_fs"]))
-            if all("time_fs" in systems[i].tags for i in group) else group for group in groups.values()]
+    times = [system.tags.get("time_fs") for system in systems]
+    return [sorted(group, key=lambda i: float(times[i] or 0.0))
+            if all(isinstance(times[i], int | float) for i in group) else group for group in groups.values()]
 
 
 def _held_out(fraction: float, n_systems: int) -> int:

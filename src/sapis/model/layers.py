@@ -92,17 +92,16 @@ class GroupNorm(nn.Module):
 
 
 class DegreeLinear(nn.Module):
-    """One matrix per block of rows (a degree or a coupling path): ``(rows, atoms, n_in)`` -> ``(rows, atoms, n_out)``."""
+    """One matrix per degree: ``(lm, atoms, n_in)`` -> ``(lm, atoms, n_out)``."""
 
-    def __init__(self, block_of_row: np.ndarray, n_in: int, n_out: int, dtype: torch.dtype, *, scale: float | np.ndarray = 1.0) -> None:
+    def __init__(self, l_max: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
         super().__init__()
-        n_blocks = int(block_of_row.max()) + 1
-        spread = torch.as_tensor(np.broadcast_to(scale, n_blocks) / math.sqrt(n_in), dtype=dtype)
-        self.weight = nn.Parameter(torch.randn(n_blocks, n_in, n_out, dtype=dtype) * spread[:, None, None])
-        self.register_buffer("block_of_row", torch.as_tensor(block_of_row), persistent=False)
+        self.weight = nn.Parameter(torch.randn(l_max + 1, n_in, n_out, dtype=dtype) / math.sqrt(n_in))
+        self.sizes = [2 * l + 1 for l in range(l_max + 1)]
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return torch.bmm(features, self.weight.index_select(0, self.block_of_row))
+        blocks = features.split(self.sizes)
+        return torch.cat([block @ matrix for block, matrix in zip(blocks, self.weight.unbind(), strict=True)])
 
 
 class Coupling(nn.Module):
@@ -121,9 +120,9 @@ class Coupling(nn.Module):
                  is_symmetric: bool = False, is_dense: bool = False) -> None:
         super().__init__()
         paths = coupling_paths(l1_max, l2_max, l_max_out, is_symmetric=is_symmetric)
-        rows = [(path, l3 * l3 + m3) for path, (_, _, l3) in enumerate(paths) for m3 in range(2 * l3 + 1)]
+        self.degrees_out = [l3 for _, _, l3 in paths]
         n1, n2 = (l1_max + 1) ** 2, (l2_max + 1) ** 2
-        table = np.zeros((len(rows), n1, n2))
+        table = np.zeros((sum(2 * l3 + 1 for l3 in self.degrees_out), n1, n2))
         row = 0
         for l1, l2, l3 in paths:
             block = np.moveaxis(gaunt_table(l1, l2, l3), -1, 0)
@@ -132,32 +131,29 @@ class Coupling(nn.Module):
         if is_symmetric:
             table = np.triu(table + np.tril(table, -1).swapaxes(1, 2))
         first, second = np.nonzero(np.any(table != 0, axis=0) | is_dense)
-        collect = np.zeros(((l_max_out + 1) ** 2, len(rows)))
-        for row, (_, lm) in enumerate(rows):
-            collect[lm, row] = 1.0
-        self.is_full = len(first) == n1 * n2
         self._constant("first", first)
         self._constant("second", second)
         self._constant("table", torch.as_tensor(table[:, first, second], dtype=dtype))
-        self._constant("collect", torch.as_tensor(collect, dtype=dtype))
         # Paths that meet in one degree share its unit variance.
-        n_paths = np.bincount([l3 for _, _, l3 in paths])
-        scale = np.array([1 / math.sqrt(n_paths[l3]) for _, _, l3 in paths])
-        self.mix = DegreeLinear(np.array([path for path, _ in rows]), n_in, n_out, dtype, scale=scale)
+        n_paths = np.bincount(self.degrees_out)
+        spread = torch.tensor([1 / math.sqrt(n_in * n_paths[l3]) for l3 in self.degrees_out], dtype=dtype)
+        self.weight = nn.Parameter(torch.randn(len(paths), n_in, n_out, dtype=dtype) * spread[:, None, None])
 
     def _constant(self, name: str, value: np.ndarray | torch.Tensor) -> None:
         self.register_buffer(name, torch.as_tensor(value), persistent=False)
 
     def forward(self, pairs: torch.Tensor) -> torch.Tensor:
         """``(pairs, atoms, n_in)`` -> ``(lm, atoms, n_out)``; see `pairs_of` for the first axis."""
-        rows = (self.table @ pairs.flatten(1)).view(len(self.table), *pairs.shape[1:])
-        mixed = self.mix(rows)
-        return (self.collect @ mixed.flatten(1)).view(-1, *mixed.shape[1:])
+        rows = (self.table @ pairs.flatten(1)).view(-1, pairs.shape[-1])
+        atoms = pairs.shape[1]
+        blocks = rows.split([(2 * l3 + 1) * atoms for l3 in self.degrees_out])
+        outcomes: dict[int, torch.Tensor] = {}
+        for l3, block, matrix in zip(self.degrees_out, blocks, self.weight.unbind(), strict=True):
+            outcomes[l3] = torch.addmm(outcomes[l3], block, matrix) if l3 in outcomes else block @ matrix
+        return torch.cat(list(outcomes.values())).view(-1, atoms, self.weight.shape[-1])
 
     def pairs_of(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Products of the rows that can couple: two ``(lm, atoms, n)`` -> ``(pairs, atoms, n)``."""
-        if self.is_full:
-            return (one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1)
         return one.index_select(0, self.first) * other.index_select(0, self.second)
 
 
@@ -184,7 +180,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(n_channels, n_channels, bias=False, dtype=dtype)
         self.temperature = nn.Parameter(torch.full((n_heads,), 1.0, dtype=dtype))
         self.radial_bias = nn.Parameter(torch.randn(n_radial, n_heads, dtype=dtype) / math.sqrt(n_radial))
-        self.value = DegreeLinear(degrees(l_max_carried), n_channels, n_carried, dtype)
+        self.value = DegreeLinear(l_max_carried, n_channels, n_carried, dtype)
         heads = torch.eye(n_heads, dtype=dtype).repeat_interleave(n_channels // n_heads, dim=0)
         self.register_buffer("head_of_channel", heads, persistent=False)
         self.coupling = Coupling(l_max, l_max_carried, l_max, n_radial * n_carried, n_channels, dtype,

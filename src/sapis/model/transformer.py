@@ -37,10 +37,10 @@ class Layer(nn.Module):
         )
         self.product = Product(l_max=config.l_max, l_max_out=l_max_out, order=config.order, n_channels=channels,
                                n_species=n_species, dtype=dtype)
-        self.update = DegreeLinear(degrees(l_max_out), channels, channels, dtype)
+        self.update = DegreeLinear(l_max_out, channels, channels, dtype)
         self.n_lm_kept = (min(l_max_in, l_max_out) + 1) ** 2
         kept = degrees(min(l_max_in, l_max_out))
-        self.keep = DegreeLinear(kept, channels, channels, dtype)
+        self.keep = DegreeLinear(min(l_max_in, l_max_out), channels, channels, dtype)
         self.keep_weights = nn.Parameter(torch.ones(n_species, int(kept.max()) + 1, channels, dtype=dtype))
         self.register_buffer("kept_degree", torch.as_tensor(kept), persistent=False)
         self.gate = Gate(l_max=l_max_out, n_channels=channels, dtype=dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sapis.report.markup import ABSENT, Html, absent, facts, folded, join, label, number, table, tag
+from sapis.report.markup import ABSENT, Html, absent, asset, facts, folded, join, label, number, table, tag
 from sapis.report.overview import scalar
 from sapis.report.story import Report, amount, mapping
 
@@ -60,12 +60,14 @@ def usage(report: Report) -> Html:
 
 
 def citation(report: Report) -> Html:
-    """How to cite, and the credits for what this page is made with."""
-    return join([
-        tag("pre", report.citation, class_="code"),
-        tag("p", "Please cite the method of the labels as well. The 3-D view is 3Dmol.js (Rego and Koes, "
-                 "Bioinformatics 31, 1322, 2015; BSD-3-Clause).", class_="note"),
-    ])
+    """How to cite the work, and the licence of the viewer inside the page."""
+    cited = join([tag("pre", report.citation, class_="code"),
+                  tag("p", "Please cite the method of the labels as well.", class_="note")])
+    if not report.structures:
+        return cited
+    # The licence asks that its text goes with every copy, and this page holds one.
+    source = "The 3-D view is 3Dmol.js (Rego and Koes, Bioinformatics 31, 1322, 2015): its licence"
+    return join([cited, folded(source, tag("pre", str(asset("3Dmol-LICENSE")), class_="code"))])
 
 
 def provenance(report: Report) -> Html:
@@ -111,6 +113,7 @@ def _distinct(origins: dict[str, dict[str, Any]]) -> list[tuple[dict[str, Any], 
 
 
 def _environment(environment: dict[str, Any], steps: list[str]) -> Html:
-    pairs = [*mapping(environment, "packages").items(), *mapping(environment, "machine").items()]
+    machine = [(label(key), value) for key, value in mapping(environment, "machine").items()]
+    pairs = [*mapping(environment, "packages").items(), *machine]
     return folded(f"Packages and machine: {', '.join(steps)}",
-                  facts((label(key), scalar(value)) for key, value in pairs))
+                  facts((name, scalar(value)) for name, value in pairs))

@@ -55,9 +55,8 @@ def learning_curve(history: Any) -> Html | None:
 def _mark_best(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
     best = int(y.argmin())
     ax.plot(x[best], y[best], "o", color="white", markeredgecolor=colour, markeredgewidth=1.5, markersize=6)
-    is_late = x[best] > x.mean()
-    ax.annotate(f"best {significant(y[best])}", (x[best], y[best]), xytext=(-4 if is_late else 4, 9),
-                textcoords="offset points", ha="right" if is_late else "left", color=colour, fontsize=8)
+    ax.text(0.985, 0.94, f"best {significant(y[best])}", transform=ax.transAxes, ha="right", va="top",
+            color=colour)
 
 
 def parity(name: str, scores: dict[str, Any], kind: str) -> Html | None:
@@ -189,8 +188,8 @@ def energy_trace(nve: Any) -> Html | None:
             ax.plot(time, energy.mean() + drift * (time - time.mean()), color=ORANGE, linewidth=1.4,
                     label="drift")
             ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
-        ax.set(title="Constant energy (NVE)", xlabel="time (ps)", ylabel="E(t) − E(0) (meV/atom)",
-               xlim=(time[0], time[-1]) if len(time) > 1 else None)
+        ax.set(title="Constant energy (NVE)", xlabel="time (ps)", ylabel="E(t) − E(0) (meV/atom)")
+        ax.margins(x=0)
         return svg(figure, "nve", "Total energy over time at constant energy")
 
 
@@ -238,8 +237,8 @@ def temperature_trace(nvt: Any) -> Html | None:
             if value is not None:
                 ax.axhline(value, color=colour, linewidth=1.2, linestyle=line,
                            label=f"{key.removesuffix('_K')} {value:.4g} K")
-        ax.set(title="Constant temperature (NVT)", xlabel="time (ps)", ylabel="temperature (K)",
-               xlim=(time[0], time[-1]) if len(time) > 1 else None)
+        ax.set(title="Constant temperature (NVT)", xlabel="time (ps)", ylabel="temperature (K)")
+        ax.margins(x=0)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="upper right", ncols=2)
             ax.set_ylim(None, kelvin.max() + 0.15 * (np.ptp(kelvin) or 1.0))

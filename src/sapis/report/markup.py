@@ -1,10 +1,10 @@
-"""HTML that is escaped by construction: only `Html` passes unescaped, and only this module makes it."""
+"""HTML that is escaped by construction: only what is marked as `Html` passes unescaped."""
 
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from typing import Any
 
 from sapis.report.story import is_number
@@ -25,6 +25,11 @@ def markup(value: Any) -> Html:
     if isinstance(value, Html):
         return value
     return Html("" if value is None else html.escape(str(value), quote=True))
+
+
+def asset(name: str) -> Html:
+    """The text of a file that ships with the report (trusted, so not escaped)."""
+    return Html(resources.files("sapis.report").joinpath("assets", name).read_text(encoding="utf-8"))
 
 
 def join(parts: Iterable[Any], separator: str = "") -> Html:
@@ -59,7 +64,8 @@ def significant(value: float, digits: int = 3) -> str:
     if isinstance(value, int):
         decimals = 0
     else:
-        decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+        exponent = int(f"{value:.{digits - 1}e}".split("e")[1])  # of the rounded value: 99.96 is 100
+        decimals = max(0, digits - 1 - exponent) if value else 0
     text = f"{value:,.{decimals}f}" if abs(value) >= 10_000 else f"{value:.{decimals}f}"
     return text.replace(",", "\u202f").replace("-", "−")
 

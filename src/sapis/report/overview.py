@@ -79,15 +79,15 @@ def _banner(kind: str, sign: str, words: str, more: str) -> Html:
 def _remarks(report: Report) -> list[Html | str]:
     """What went wrong or weakens the figures, in one line each."""
     remarks: list[Html | str] = []
-    failures = rows(report.result("labels"), "failures")
-    if failures:
-        remarks.append(join([number(len(failures)), " structure" if len(failures) == 1 else " structures",
-                             " could not be labelled."]))
-    findings = rows(report.result("data"), "findings")
-    for severity, count in Counter(str(finding.get("severity")) for finding in findings).items():
-        remarks.append(f"Data lint: {count} {severity}{'' if count == 1 else 's'}.")
     if dig(report.result("md"), "nvt", "is_stable") is False:
         remarks.append("The constant-temperature trajectory was not stable.")
+    counts = Counter(str(finding.get("severity")) for finding in rows(report.result("data"), "findings"))
+    if counts:
+        named = sorted(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items())
+        remarks.append(f"Data lint: {', '.join(named)}.")
+    n_failed = len(rows(report.result("labels"), "failures"))
+    if n_failed:
+        remarks.append(f"{n_failed} structure{'' if n_failed == 1 else 's'} could not be labelled.")
     ood = mapping(report.result("test"), "sets", "ood")
     ratio = _ratio(amount(ood, "force_rmse_meV_A"),
                    amount(report.result("test"), "sets", "test", "force_rmse_meV_A"))
@@ -131,8 +131,8 @@ def _labelling(report: Report) -> Html:
     failures = rows(found, "failures")
     method = found.get("method")
     described = method.items() if isinstance(method, dict) else [("name", method)]
-    lines = [(number(failure.get("index")), str(failure.get("kind", "")).replace("_", " "), failure.get("reason"))
-             for failure in failures[:N_ROWS_SHOWN]]
+    lines = [(number(failure.get("index")), str(failure.get("kind", "")).replace("_", " "),
+              failure.get("reason")) for failure in failures[:N_ROWS_SHOWN]]
     return join([
         tag("h3", "Labels"),
         facts([("Requested", number(found.get("n_requested"))), ("Labelled", number(found.get("n_labelled"))),

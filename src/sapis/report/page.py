@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from importlib import resources
 from pathlib import Path
 
 from sapis.core.files import write_text
 from sapis.core.version import __version__
 from sapis.report import closing, overview, performance
-from sapis.report.markup import Html, tag
+from sapis.report.markup import Html, asset, tag
 from sapis.report.story import Report
 from sapis.report.structures import structure_view
 
@@ -39,30 +38,26 @@ def write_report(path: Path, story: Report) -> None:
 
 def render(story: Report) -> Html:
     """The ``<html>`` element of the page."""
-    scripts = [_asset("3Dmol-min.js"), _asset("viewer.js")] if story.structures else []
+    scripts = [asset("3Dmol-min.js"), asset("viewer.js")] if story.structures else []
     body = [tag("section", tag("h2", title), section(story), id=name) for name, title, section in SECTIONS]
     head = tag(
         "head", tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", story.title), tag("style", Html(_asset("report.css"))),
+        tag("title", story.title), tag("style", asset("report.css")),
     )
     links = (tag("a", title, href=f"#{name}") for name, title, _ in SECTIONS)
     contents = tag("nav", *links, aria_label="Contents")
     header = tag("header", tag("p", "Model report", class_="kicker"), tag("h1", story.title), id="top")
     footer = tag("footer", f"Written by Sapis {__version__} from records alone.")
     main = tag("main", header, overview.headline(story), *body, footer)
-    running = (tag("script", Html(text)) for text in scripts)
+    running = (tag("script", text) for text in scripts)
     return tag("html", head, tag("body", contents, main, *running), lang="en")
 
 
-def _policy(scripts: list[str]) -> str:
+def _policy(scripts: list[Html]) -> str:
     """A policy that allows these inline scripts, styles and pictures, and no load of any kind."""
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     return (f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
             "base-uri 'none'; form-action 'none'")
-
-
-def _asset(name: str) -> str:
-    return resources.files("sapis.report").joinpath("assets", name).read_text(encoding="utf-8")

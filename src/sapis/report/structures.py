@@ -20,8 +20,8 @@ def structure_view(structures: Sequence[System]) -> Html:
     shown = _within_limits(structures)
     if not shown:
         return absent("No structures were handed to this report.")
-    # The data sit in a script element that does not run; "<" would let a caption close it.
-    data = json.dumps([_frame(system) for system in shown], ensure_ascii=True).replace("<", "\\u003c")
+    # Only element symbols and numbers go into the script element: nothing that could close it.
+    data = json.dumps([_frame(system) for system in shown])
     buttons = (tag("button", tag("span", caption(system)), tag("small", _subtitle(system)),
                    type="button", data_frame=i, aria_pressed="true" if i == 0 else "false")
                for i, system in enumerate(shown))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ def make_candidates(
 ) -> list[System]:
     """``n_total`` candidates: ``rattle_fraction`` rattled, the rest from MD, evenly over the temperatures.
 
-    Each trajectory is a file of its own in ``folder``, whole or absent; one that is there and was planned alike is
-    not run again. The plan depends on the arguments only, not on ``n_workers``, and so do the candidates, bit for
-    bit. A trajectory that fails gives fewer frames, and a warning.
+    Each trajectory is a file of its own in ``folder``, whole or absent; one that is there and was planned
+    alike is not run again. The candidates depend neither on ``n_workers`` nor on interruptions, to the last
+    bit. A trajectory that fails gives fewer frames, and a line that says so.
 
     Args:
         structures: starting structures, see `load_structure`.
@@ -49,7 +48,8 @@ def make_candidates(
     """
     if not structures or any(not temperature > 0 for temperature in temperatures_K):
         raise ConfigError(expected="at least one structure, and temperatures above 0 K",
-                          received=f"{len(structures)} structures, {list(temperatures_K)} K", where="candidates",
+                          received=f"{len(structures)} structures, {list(temperatures_K)} K",
+                          where="candidates",
                           todo="mend the recipe's structure or temperatures")
     n_rattled = round(n_total * config.rattle_fraction) if temperatures_K else n_total
     plan = _plan(structures, temperatures_K, n_total - n_rattled, config)
@@ -89,7 +89,8 @@ def _run_plan(
         n_frames = sum(each.n_frames for each in plan)
         task = bar.add_task("candidates", total=n_frames, completed=n_frames - n_missing, note="")
         outcomes = run_tasks(
-            partial(_trajectory_runner, labeler_config, config, seed, folder), [(plan[i], hashes[i]) for i in missing],
+            partial(_trajectory_runner, labeler_config, config, seed, folder),
+            [(plan[i], hashes[i]) for i in missing],
             n_workers=n_workers, timeout_s=labeler_config.timeout_s,
             on_progress=lambda amount: bar.advance(task, amount),
         )
@@ -108,7 +109,7 @@ def _run_plan(
 def _trajectory_runner(
     labeler_config: LabelerConfig, config: CandidatesConfig, seed: int, folder: Path
 ) -> Callable[[tuple[Trajectory, str]], None]:
-    """What each worker runs: a trajectory, its frames and last its record, which says that the frames are whole."""
+    """What each worker runs: a trajectory; its frames are written first, and last the record that vouches."""
 
     def run(task: tuple[Trajectory, str]) -> None:
         from sapis.data.formats import write_systems
@@ -137,8 +138,10 @@ def _finished(folder: Path, plan: Trajectory, plan_hash: str) -> Record | None:
 
 
 def _plan_hash(plan: Trajectory, method: dict[str, Any], config: CandidatesConfig, seed: int) -> str:
-    dynamics = config.model_dump(include={"timestep_fs", "friction_per_fs", "equilibration_fs", "decorrelation_fs"})
+    settings = {"timestep_fs", "friction_per_fs", "equilibration_fs", "decorrelation_fs"}
+    dynamics = config.model_dump(include=settings)
     return hash_json({
-        "name": plan.name, "start": plan.start.structure_hash(), "temperature_K": plan.temperature_K,
+        "name": plan.name, "start": plan.start.structure_hash(), "tags": dict(plan.start.tags),
+        "temperature_K": plan.temperature_K,
         "n_frames": plan.n_frames, "dynamics": dynamics, "method": method, "seed": seed,
     })

@@ -1,8 +1,8 @@
 """Molecular dynamics that tests a potential: conservation of energy, order of convergence, stability.
 
 Everything takes ``atoms`` with an ASE calculator in ``atoms.calc`` and leaves them as they were. Constraints
-are dropped: these runs test the potential. A run that leaves the region where its result means anything is not
-an error but a result with ``is_stable`` False and a reason.
+are dropped: these runs test the potential. A run that leaves the region where its result means anything is
+not an error but a result with ``is_stable`` False and a reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from sapis.core.seeds import generator
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from ase.md.md import MolecularDynamics
+    from ase.md.langevin import Langevin
+    from ase.md.verlet import VelocityVerlet
 
 MAX_BOND_CHANGE = 0.5  # Å; the stability criterion of Fu et al., "Forces are not enough", TMLR 2023
 BOND_FACTOR = 1.2  # a bond is shorter than this times the sum of the covalent radii
@@ -155,16 +156,19 @@ def run_nve(
     n_steps = round(time_ps * 1000 / timestep_fs)
     samples, reason = _integrated(dynamics, n_steps, stride, sample, watch, f"NVE {timestep_fs:g} fs")
     times_ps = np.arange(len(samples)) * stride * timestep_fs / 1000
-    return NveTrace(temperature_K, timestep_fs, len(moving), times_ps, *samples.T, not reason, reason)
+    energy, kelvin, centre = samples.T
+    return NveTrace(
+        temperature_K, timestep_fs, len(moving), times_ps, energy, kelvin, centre, not reason, reason
+    )
 
 
 def drift(trace: NveTrace) -> tuple[float, float]:
-    """Slope of the total energy against time and its standard error, meV/atom/ps; NaN if unstable or too short.
+    """Slope of the total energy against time and its standard error, meV/atom/ps.
 
-    Ordinary least squares: slope = sum(x y) / sum(x^2) with x the centred time. Its error allows for correlated
-    samples by blocks: with residuals e and S_b the sum of x e over block b of B = `N_BLOCKS`,
-    error^2 = B/(B - 2) sum(S_b^2) / sum(x^2)^2 (Liang and Zeger, Biometrika 73, 13, 1986). It is right if the
-    energy's memory is short against a block.
+    NaN if unstable or too short. Ordinary least squares: slope = sum(x y) / sum(x^2) with x the centred time.
+    Its error allows for correlated samples by blocks: with residuals e and S_b the sum of x e over block b of
+    B = `N_BLOCKS`, error^2 = B/(B - 2) sum(S_b^2) / sum(x^2)^2 (Liang and Zeger, Biometrika 73, 13, 1986).
+    It is right if the energy's memory is short against a block.
     """
     if not trace.is_stable or len(trace.time_ps) < 2 * N_BLOCKS:
         return float("nan"), float("nan")
@@ -191,7 +195,7 @@ def order_test(
 
     Velocity Verlet conserves a shadow energy that differs from the true one by a term of timestep^2 (Hairer,
     Lubich, Wanner, Acta Numerica 12, 399, 2003) if the potential is smooth: then log(fluctuation) against
-    log(timestep) has slope 2. Jumps in energy or force add errors that shrink more slowly and lower the slope.
+    log(timestep) has slope 2. Jumps in energy or force add errors that shrink more slowly: a lower slope.
     Keep the time short enough that trajectories do not part by chaos.
 
     Raises:
@@ -241,8 +245,11 @@ def run_nvt(
     stride = max(1, round(sample_every_fs / timestep_fs))
     watch = _Watch(moving, temperature_K, n_degrees)
     n_steps = round(time_ps * 1000 / timestep_fs)
-    samples, reason = _integrated(dynamics, n_steps, stride, lambda: (_temperature(moving, n_degrees),), watch,
-                                  f"NVT {temperature_K:g} K")
+
+    def sample() -> tuple[float]:
+        return (_temperature(moving, n_degrees),)
+
+    samples, reason = _integrated(dynamics, n_steps, stride, sample, watch, f"NVT {temperature_K:g} K")
     kelvin = samples[:, 0]
     times_ps = np.arange(len(kelvin)) * stride * timestep_fs / 1000
     equilibration_ps = min(max(0.2 * times_ps[-1], 0.005 / friction_per_fs), 0.5 * times_ps[-1])
@@ -288,20 +295,24 @@ class _Watch:
 
 
 def _integrated(
-    dynamics: MolecularDynamics, n_steps: int, stride: int, sample: Callable[[], tuple[float, ...]],
-    watch: _Watch, label: str,
+    dynamics: VelocityVerlet | Langevin, n_steps: int, stride: int,
+    sample: Callable[[], tuple[float, ...]], watch: _Watch, label: str,
 ) -> tuple[np.ndarray, str]:
     """Samples ``(samples, quantities)`` every ``stride`` steps, and why the run ended early (else empty)."""
     from ase.calculators.calculator import CalculatorError
 
-    samples, reason = [sample()], ""
+    samples, reason, forces = [sample()], "", dynamics.atoms.get_forces()
     with progress_bar(is_transient=True) as bar:
         task = bar.add_task(label, total=n_steps, note="")
         for step in range(1, n_steps + 1):
+            if not np.isfinite(forces).all():
+                reason = f"forces that are not finite numbers at step {step}"
+                break
             try:
-                dynamics.run(1)
+                # step, not run: run looks up the forces twice more, which costs more than a small potential.
+                forces = dynamics.step(forces)
             except (CalculatorError, SapisError) as error:
-                reason = f"the calculator failed at step {step}: {error}"
+                reason = f"the calculator failed at step {step}: {error}".replace("\n", "; ")
             if reason := reason or watch.problem():
                 break
             if step % stride == 0:

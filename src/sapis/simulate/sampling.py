@@ -82,12 +82,13 @@ def md_candidates(
 ) -> list[System]:
     """Frames of one Langevin trajectory (constant N, V, T), ``decorrelation_fs`` apart after equilibration.
 
-    The start has Maxwell-Boltzmann velocities, for a molecule without total momentum and rotation. Frames carry the
-    tags ``source``, ``trajectory``, ``temperature_K`` and ``time_fs``, and no labels: those of a trajectory depend
-    on its history. If the labeler fails or the structure explodes, the frames before that are returned, with a
-    `RuntimeWarning` that says so. The same arguments give the same bits.
+    The start has Maxwell-Boltzmann velocities, for a molecule without total momentum and rotation. Frames
+    carry the tags ``source``, ``trajectory``, ``temperature_K`` and ``time_fs``, and no labels: those of a
+    trajectory depend on its history. If the labeler fails or the structure explodes, the frames before that
+    are returned, with a `RuntimeWarning` that says so. The same arguments give the same bits.
     """
-    frames, ending = simulate(Trajectory(trajectory, start, temperature_K, n_frames), labeler_config, config, seed)
+    plan = Trajectory(trajectory, start, temperature_K, n_frames)
+    frames, ending = simulate(plan, labeler_config, config, seed)
     if ending:
         warnings.warn(ending, RuntimeWarning, stacklevel=2)
     return frames
@@ -135,7 +136,7 @@ def _set_velocities(atoms: Atoms, temperature_K: float, rng: np.random.Generator
 
     MaxwellBoltzmannDistribution(atoms, temperature_K=temperature_K, rng=rng)
     if len(atoms) > 1 and not atoms.pbc.any():
-        # The heat taken out here comes back from the thermostat; rescaling would put it all into few vibrations.
+        # The thermostat brings back the heat taken out here; rescaling would put it all into few vibrations.
         Stationary(atoms, preserve_temperature=False)
         ZeroRotation(atoms, preserve_temperature=False)
 
@@ -146,7 +147,7 @@ def _advance(dynamics: Langevin, n_steps: int, temperature_K: float) -> str | No
     try:
         dynamics.run(n_steps - dynamics.nsteps)
         force = float(np.abs(atoms.get_forces()).max())
-    except Exception as error:  # a calculator is foreign code, and an exploding structure breaks it in many ways
+    except Exception as error:  # an exploding structure breaks a calculator in many ways
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     heat = atoms.get_temperature()
     if not (force < MAX_FORCE_eV_A and heat < MAX_HEATING * temperature_K):
@@ -181,7 +182,7 @@ def _rattled(start: System, stdev: tuple[float, float], rng: np.random.Generator
         if not _has_close_contact(rattled):
             return rattled.with_tags(source="rattle", trajectory="rattle", stdev_A=scale)
     raise start.error(
-        expected=f"atoms no closer than {CLOSE_CONTACT} covalent bond lengths after rattling by {stdev[0]} Å or more",
+        expected=f"atoms no closer than {CLOSE_CONTACT} covalent bond lengths after rattling",
         received=f"closer ones, {MAX_REJECTIONS} times", key="positions",
         todo="mend the structure, or make rattle_stdev_A smaller",
     )

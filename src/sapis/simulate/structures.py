@@ -15,9 +15,9 @@ from sapis.data.system import System
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
-EMBEDDINGS_PER_CONFORMER = 5
-EMBEDDING_LIMIT_S = 120
-OPTIMISATION_STEPS = 2000
+EMBEDDINGS_PER_CONFORMER = 5  # fewer above 40 atoms, where a duplicate is unlikely and each takes seconds
+MAX_ATOMS = 300  # distance geometry takes minutes beyond
+OPTIMISATION_STEPS = 500
 # Ethanol's rotamers differ by 0.2 Å in this measure, two optimisations of the same one by less than 0.01 Å.
 SAME_CONFORMER_A = 0.1
 
@@ -33,15 +33,16 @@ def load_structure(
 ) -> list[System]:
     """Starting structures from a SMILES or from a file (exactly one of the two).
 
-    A SMILES gives up to ``n_conformers`` distinct conformers by ETKDG (Riniker and Landrum, JCIM 55, 2562, 2015),
-    optimised with MMFF94 (UFF where MMFF94 lacks parameters), lowest energy first. A file gives every frame.
+    A SMILES gives up to ``n_conformers`` distinct conformers by ETKDG (Riniker and Landrum, JCIM 55, 2562,
+    2015), optimised with MMFF94, or UFF where that lacks parameters, lowest energy first. A file gives its
+    frames.
 
     Args:
         smiles: of one or more molecules.
         file: in any format ASE reads; periodic structures allowed.
         charge: total charge, e; default the SMILES's formal charge, or the file's.
-        spin: multiplicity 2S+1; default from the SMILES's radical electrons or from the file, and where that does
-            not fit the number of electrons, the lowest that does.
+        spin: multiplicity 2S+1; default from the SMILES's radical electrons or from the file, and where that
+            does not fit the number of electrons, the lowest that does.
         n_conformers: at most so many conformers.
         seed: of the embedding.
 
@@ -51,8 +52,9 @@ def load_structure(
         MissingDependencyError: RDKit is not installed.
     """
     if (smiles is None) == (file is None):
-        raise ConfigError(expected="either a SMILES or a file", received="both" if smiles is not None else "neither",
-                          where="structure", todo="give `smiles: CCO` or `file: molecule.xyz`")
+        received = "neither" if smiles is None else "both"
+        raise ConfigError(expected="either a SMILES or a file", received=received, where="structure",
+                          todo="give `smiles: CCO` or `file: molecule.xyz`")
     if smiles is not None:
         systems = _conformers(smiles, n_conformers, seed)
     else:
@@ -82,22 +84,27 @@ def _with_electrons(system: System, charge: int | None, spin: int | None) -> Sys
 def _conformers(smiles: str, n_conformers: int, seed: int) -> list[System]:
     molecule = _parse(smiles)
     from rdkit import Chem, rdBase
-    from rdkit.Chem import AllChem
+    from rdkit.Chem import rdDistGeom
 
     with rdBase.BlockLogs():
         molecule = Chem.AddHs(molecule)
-        settings = AllChem.ETKDGv3()
+        if molecule.GetNumAtoms() > MAX_ATOMS:
+            raise DataError(
+                expected=f"a SMILES of at most {MAX_ATOMS} atoms", received=f"{molecule.GetNumAtoms()} atoms",
+                where=f"SMILES {smiles!r:.100}", todo="give a structure file instead",
+            )
+        settings: Any = rdDistGeom.ETKDGv3()
         settings.randomSeed = derive_seed(seed, "conformers") % 2**31
-        settings.timeout = EMBEDDING_LIMIT_S
-        n_embedded = 1 if molecule.GetNumAtoms() < 3 else EMBEDDINGS_PER_CONFORMER * n_conformers
-        found = list(AllChem.EmbedMultipleConfs(molecule, n_embedded, settings))
+        n_embedded = n_conformers * max(1, min(EMBEDDINGS_PER_CONFORMER, 200 // molecule.GetNumAtoms()))
+        found = list(rdDistGeom.EmbedMultipleConfs(molecule, n_embedded, settings))
         if not found:
             settings.useRandomCoords = True
-            found = list(AllChem.EmbedMultipleConfs(molecule, n_embedded, settings))
+            found = list(rdDistGeom.EmbedMultipleConfs(molecule, n_embedded, settings))
         if not found:
             raise DataError(
                 expected="a molecule that RDKit can place in space",
-                received=f"no coordinates for {molecule.GetNumAtoms()} atoms", where=f"SMILES {smiles!r:.100}",
+                received=f"no coordinates for {molecule.GetNumAtoms()} atoms",
+                where=f"SMILES {smiles!r:.100}",
                 todo="check ring strain and stereo marks, or give a structure file instead",
             )
         energies = _optimise(molecule, smiles)
@@ -130,22 +137,24 @@ def _parse(smiles: str) -> Mol:
 
 
 def _bad_smiles(smiles: str, received: str) -> ConfigError:
-    return ConfigError(expected="the SMILES of a molecule, such as CCO", received=received,
-                       where=f"structure: smiles {smiles!r:.100}", todo="mend the SMILES, or give a structure file")
+    return ConfigError(
+        expected="the SMILES of a molecule, such as CCO", received=received,
+        where=f"structure: smiles {smiles!r:.100}", todo="mend the SMILES, or give a structure file",
+    )
 
 
 def _optimise(molecule: Mol, smiles: str) -> np.ndarray:
     """Optimise every conformer in place; energies in kcal/mol, zero where there is nothing to optimise."""
-    from rdkit.Chem import AllChem
+    from rdkit.Chem import rdForceFieldHelpers as fields
 
     # Fragments of one SMILES must feel each other, or they would be left on top of one another.
     options: dict[str, Any] = {"maxIters": OPTIMISATION_STEPS, "ignoreInterfragInteractions": False}
     if molecule.GetNumAtoms() == 1:
         return np.zeros(1)
-    if AllChem.MMFFHasAllMoleculeParams(molecule):
-        results = AllChem.MMFFOptimizeMoleculeConfs(molecule, **options)
-    elif AllChem.UFFHasAllMoleculeParams(molecule):
-        results = AllChem.UFFOptimizeMoleculeConfs(molecule, **options)
+    if fields.MMFFHasAllMoleculeParams(molecule):
+        results = fields.MMFFOptimizeMoleculeConfs(molecule, **options)
+    elif fields.UFFHasAllMoleculeParams(molecule):
+        results = fields.UFFOptimizeMoleculeConfs(molecule, **options)
     else:
         raise DataError(
             expected="elements and bonds that MMFF94 or UFF knows", received="at least one they do not",

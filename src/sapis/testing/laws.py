@@ -191,8 +191,10 @@ def extensivity(potential: Potential, systems: Sequence[System], rng: np.random.
 
 def batching(potential: Potential, systems: Sequence[System], rng: np.random.Generator) -> Check:
     """What is predicted together equals what is predicted one by one."""
-    together = potential.predict(list(systems))
-    apart = [potential.predict([system])[0] for system in systems]
+    ordered = [*systems, *reversed(systems)]
+    together = potential.predict(ordered)
+    alone = [potential.predict([system])[0] for system in systems]
+    apart = [*alone, *reversed(alone)]
     errors = [_error(one, expected) for one, expected in zip(together, apart, strict=True)]
     return _check("batching", errors, tolerances.BATCHING, potential,
                   "a system's prediction does not depend on what else is in the batch")

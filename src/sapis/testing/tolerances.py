@@ -50,7 +50,7 @@ STRAIN_STEP = Tolerance(5e-4, 5e-3, "1", "moves an atom 5 Å away by about two F
 STRESS = Tolerance(1e-6, 2e-2, "relative", "as FORCES: the same stencil on the same energy")
 
 SMOOTHNESS_STEP = Tolerance(
-    3e-5, 2e-2, "Å", "one-sided: h^3 of the fifth derivative against the rounding of the force over h",
+    3e-5, 5e-3, "Å", "one-sided: h^3 of the fifth derivative against the rounding of the force over h",
 )
 SMOOTHNESS = Tolerance(
     1e-6, 5e-2, "relative",

@@ -21,7 +21,7 @@ from sapis.core.seeds import generator
 from sapis.data.batch import Sample, collate, prepare
 from sapis.data.system import System, hash_systems
 from sapis.model.potential import TransformerPotential
-from sapis.training.checkpoint import hash_tensors, read_checkpoint, write_checkpoint
+from sapis.potential.bundle import hash_tensors, read_tensors, write_tensors
 from sapis.training.config import TrainingConfig
 from sapis.training.cost import training_flops
 from sapis.training.loss import graph_sums, loss
@@ -183,7 +183,7 @@ class Training:
         state.train_losses = []
         if errors["validation_loss"] < state.best_score or not state.history[:-1]:
             state.best_score, state.n_stale = errors["validation_loss"], 0
-            write_checkpoint(self.folder / BEST, self.mean.values, {"step": state.step, **errors})
+            write_tensors(self.folder / BEST, self.mean.values, {"step": state.step, **errors})
         else:
             state.n_stale += 1
         if self.config.patience is not None and state.n_stale >= self.config.patience:
@@ -223,13 +223,13 @@ class Training:
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
         # An infinite best score (nothing validated yet) is not JSON.
         state = {**vars(self.progress), "best_score": min(self.progress.best_score, 1e300), "identity": self.identity}
-        write_checkpoint(self.folder / CHECKPOINT, tensors, state)
+        write_tensors(self.folder / CHECKPOINT, tensors, state)
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT
         if not path.exists():
             return
-        tensors, state = read_checkpoint(path)
+        tensors, state = read_tensors(path)
         if state.pop("identity", None) != self.identity:
             raise TrainingError(
                 expected="a checkpoint of this same training (model, data, settings)", received="one of another training",
@@ -254,7 +254,7 @@ class Training:
         self.save()
         if self.board is not None:
             self.board.close()
-        best, _ = read_checkpoint(self.folder / BEST)
+        best, _ = read_tensors(self.folder / BEST)
         self.potential.load_state_dict(best)
 
 

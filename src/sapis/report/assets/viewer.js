@@ -16,6 +16,7 @@
   }
   if (typeof $3Dmol === "undefined" || !hasWebGL()) {
     buttons.forEach((button) => { button.disabled = true; });
+    document.querySelectorAll(".hint").forEach((hint) => hint.remove());
     return;
   }
 
@@ -34,10 +35,21 @@
         const start = sum(chosen.map((i) => cell[i]));
         const end = sum([start, cell[axis]]);
         viewer.addCylinder({
-          start: point(start), end: point(end), radius: 0.035, color: "#8a94a3", fromCap: 1, toCap: 1,
+          start: point(start), end: point(end), radius: 0.028, color: "#9aa4b1", fromCap: 1, toCap: 1,
         });
       }
     }
+  }
+  function centre(cell) {
+    // zoomTo centres on the atoms; a cell may reach further on one side.
+    const atoms = viewer.selectedAtoms({}).map((atom) => [atom.x, atom.y, atom.z]);
+    const corners = [0, 1, 2, 3, 4, 5, 6, 7].map((bits) => sum(cell.filter((_, i) => bits & (1 << i))));
+    const view = viewer.getView();
+    for (let axis = 0; axis < 3; axis++) {
+      const values = atoms.concat(corners).map((position) => position[axis]);
+      view[axis] = -(Math.min(...values) + Math.max(...values)) / 2;
+    }
+    viewer.setView(view);
   }
   function show(index) {
     viewer.removeAllModels();
@@ -48,6 +60,7 @@
     });
     if (frames[index].cell) drawCell(frames[index].cell);
     viewer.zoomTo();
+    if (frames[index].cell) centre(frames[index].cell);
     viewer.zoom(frames[index].cell ? 0.9 : 1.25);
     viewer.render();
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));

@@ -1,0 +1,75 @@
+"""What a script needs: load a model, look at its card, use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sapis.core.errors import FileError, ModelError
+from sapis.core.files import hash_file
+from sapis.data.system import System
+from sapis.model.potential import DTYPES, TransformerPotential
+from sapis.potential.bundle import Bundle, read_bundle, write_bundle
+from sapis.potential.calculator import SapisCalculator
+from sapis.potential.prediction import Prediction
+
+ARCHITECTURES = {"transformer": TransformerPotential}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        potential: what computes, in the precision asked for.
+        card: where it comes from and what was measured of it.
+    """
+
+    potential: TransformerPotential
+    card: dict[str, Any]
+
+    def calculator(self, precision: str | None = None, *, device: str = "cpu") -> SapisCalculator:
+        """An ASE calculator; ``precision`` is ``float32`` or ``float64`` (default: as trained)."""
+        potential = self.potential if precision is None else self.potential.with_precision(_known(precision))
+        return SapisCalculator(potential.to(device))
+
+    def predict(self, systems: Sequence[System]) -> list[Prediction]:
+        """Energies, forces, stress of many systems, batched."""
+        return self.potential.predict(systems)
+
+
+def load(path: str | Path, *, precision: str | None = None) -> Model:
+    """Load a model bundle. Nothing in the file is run.
+
+    Args:
+        path: a ``.sapis`` file.
+        precision: ``float32`` or ``float64``; default: as trained.
+
+    Raises:
+        FileError: missing, truncated, altered or foreign file, or one that needs a newer version.
+    """
+    bundle = read_bundle(Path(path))
+    kind = ARCHITECTURES.get(bundle.architecture)
+    if kind is None:
+        raise FileError(expected=f"one of the architectures {', '.join(ARCHITECTURES)}", received=bundle.architecture,
+                        where=str(path), todo="update sapis-md")
+    potential = kind.from_settings(bundle.settings)
+    potential.load_state_dict(bundle.weights)
+    potential.eval()
+    if precision is not None:
+        potential = potential.with_precision(_known(precision))
+    return Model(potential, bundle.card)
+
+
+def save(path: str | Path, potential: TransformerPotential, card: dict[str, Any]) -> str:
+    """Write a bundle; returns the hash of the file."""
+    write_bundle(Path(path), Bundle("transformer", potential.settings(), dict(potential.state_dict()), card))
+    return hash_file(Path(path))
+
+
+def _known(precision: str) -> str:
+    if precision not in DTYPES:
+        raise ModelError(expected=" or ".join(DTYPES), received=repr(precision), where="precision", todo="give one of them")
+    return precision

@@ -1,0 +1,323 @@
+"""Labels: what they are, that they do not depend on history, and that no crash or interruption loses any."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.calculators.calculator import Calculator, SCFError
+
+from sapis.core.config import parse_config
+from sapis.core.errors import ConfigError, DataError, FileError, LabelerError
+from sapis.data.system import System
+from sapis.labelers.cache import LabelCache
+from sapis.labelers.calculators import isolated_atom_energies
+from sapis.labelers.farm import apply_labels, label_all
+from sapis.labelers.labeler import Failure, Label, LabelerConfig, Outcome, build_labeler
+from sapis.labelers.pool import run_tasks
+from sapis.labelers.worker import report_progress
+
+pytest.importorskip("tblite", reason="tblite is not installed")
+
+STEP_A = 1e-3  # of finite differences: SCF noise of 1e-7 eV gives 1e-4 eV/Å
+
+
+class Faulty(Calculator):
+    """Harmonic wells, and on demand (the charge says which) a fault. Leaves a file per call."""
+
+    implemented_properties = ("energy", "forces", "stress")
+
+    def __init__(self, marks: str = "", delay_s: float = 0.0) -> None:
+        super().__init__()
+        self.marks, self.delay_s, self.n_calls = marks, delay_s, 0
+
+    def calculate(self, atoms=None, properties=(), system_changes=()):  # type: ignore[no-untyped-def]
+        super().calculate(atoms, properties, system_changes)
+        if self.marks:
+            (Path(self.marks) / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        time.sleep(self.delay_s)
+        FAULTS.get(atoms.info.get("charge", 0), lambda: None)()
+        self.n_calls += 1
+        offset = np.nan if atoms.info.get("charge", 0) == 6 else 1e-9 * self.n_calls
+        self.results = {"energy": float((atoms.positions**2).sum()) + offset, "forces": -2 * atoms.positions}
+
+
+def _sleep_with_child() -> None:
+    subprocess.run(["sleep", "60"], check=True)
+
+
+def _not_converged() -> None:
+    raise SCFError("no convergence")
+
+
+FAULTS = {
+    1: lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    2: lambda: os._exit(3),
+    3: _sleep_with_child,
+    4: lambda: 1 / 0,
+    5: _not_converged,
+    7: lambda: sys.exit("a library that leaves"),
+}
+
+
+def faulty(**arguments: object) -> LabelerConfig:
+    return LabelerConfig(name="ase", calculator="test_labelers.Faulty", arguments=arguments, timeout_s=1.5)
+
+
+def water(seed: int = 0) -> System:
+    positions = np.array([[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])
+    return System([8, 1, 1], positions + np.random.default_rng(seed).normal(scale=0.05, size=(3, 3)))
+
+
+def is_same(first: Outcome, second: Outcome) -> bool:
+    assert isinstance(first, Label) and isinstance(second, Label)
+    return first.energy == second.energy and first.forces.tobytes() == second.forces.tobytes()
+
+
+def ok(outcome: Outcome) -> Label:
+    assert isinstance(outcome, Label), outcome
+    return outcome
+
+
+def test_forces_are_the_gradient_and_the_stress_the_strain_derivative() -> None:
+    labeler = build_labeler(LabelerConfig(name="gfn1"))
+    rng = np.random.default_rng(1)
+    cell = np.array([[4.2, 0, 0], [0.3, 4.0, 0], [0, 0.2, 4.4]])
+    system = System([3, 1], rng.normal(scale=0.1, size=(2, 3)) + [[0, 0, 0], [2.0, 0.1, 0.2]], cell, [True] * 3)
+    label = ok(labeler.label(system))
+
+    def energy(moved: System) -> float:
+        return ok(labeler.label(moved)).energy
+
+    shift = np.zeros((2, 3))
+    shift[1, 0] = STEP_A
+    ahead, behind = (replace(system, positions=system.positions + sign * shift) for sign in (1, -1))
+    assert label.forces[1, 0] == pytest.approx(-(energy(ahead) - energy(behind)) / (2 * STEP_A), abs=2e-4)
+
+    for i, j in ((0, 0), (0, 1)):
+        strain = np.zeros((3, 3))
+        strain[i, j] += 0.5 * STEP_A
+        strain[j, i] += 0.5 * STEP_A
+        energies = [
+            energy(replace(system, positions=system.positions @ map_, cell=system.cell @ map_))
+            for map_ in (np.eye(3) + strain, np.eye(3) - strain)
+        ]
+        slope = (energies[0] - energies[1]) / (2 * STEP_A) / system.volume
+        assert label.stress is not None and label.stress[i, j] == pytest.approx(slope, abs=1e-5)
+    assert ok(labeler.label(water())).stress is None
+
+
+def test_a_label_does_not_depend_on_what_was_labelled_before() -> None:
+    labeler = build_labeler(LabelerConfig())
+    first = [labeler.label(water(seed)) for seed in range(4)]
+    again = [labeler.label(water(seed)) for seed in (3, 1, 2, 0)]
+    assert all(is_same(first[seed], again[place]) for place, seed in enumerate((3, 1, 2, 0)))
+
+    fresh = build_labeler(faulty())
+    assert is_same(fresh.label(water()), fresh.label(water()))
+    reused = build_labeler(faulty().model_copy(update={"is_stateless": True}))
+    assert not is_same(reused.label(water(0)), [reused.label(water(1)), reused.label(water(0))][1])
+
+
+def test_charge_and_spin_reach_the_method() -> None:
+    labeler = build_labeler(LabelerConfig())
+    neutral = System([8, 1], [[0, 0, 0], [0, 0, 0.97]], spin=2)
+    anion = replace(neutral, charge=-1, spin=1)
+    assert ok(labeler.label(anion)).energy < ok(labeler.label(neutral)).energy - 1
+    oxygen = System([8, 8], [[0, 0, 0], [0, 0, 1.21]])
+    assert ok(labeler.label(replace(oxygen, spin=3))).energy != ok(labeler.label(oxygen)).energy
+    impossible = labeler.label(replace(neutral, spin=3))
+    assert isinstance(impossible, Failure) and "unpaired" in impossible.reason
+
+
+def test_what_cannot_be_labelled_is_a_failure_with_a_reason() -> None:
+    stuck = build_labeler(LabelerConfig(arguments={"max_iterations": 2})).label(water())
+    assert isinstance(stuck, Failure) and stuck.kind == "not_converged"
+    slab = replace(water(), cell=9 * np.eye(3), pbc=np.array([True, True, False]))
+    refused = build_labeler(LabelerConfig()).label(slab)
+    assert isinstance(refused, Failure) and refused.kind == "unsupported" and "pbc" in refused.reason
+    emt = build_labeler(LabelerConfig(name="ase", calculator="ase.calculators.emt.EMT"))
+    iron = emt.label(System([26], [[0, 0, 0]]))
+    assert isinstance(iron, Failure) and iron.kind == "unsupported" and "Fe" in iron.reason
+    nan = build_labeler(faulty()).label(replace(water(), charge=6))
+    assert isinstance(nan, Failure) and nan.kind == "not_finite"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "hint"),
+    [
+        ({"name": "gfn3"}, ConfigError, "gfn2"),
+        ({"name": "ase"}, ConfigError, "ase.calculators.emt.EMT"),
+        ({"name": "gfn2", "calculator": "a.B"}, ConfigError, "none with any other name"),
+        ({"name": "gfn2", "arguments": {"acuracy": 1.0}}, ConfigError, "'accuracy'"),
+        ({"name": "gfn2", "arguments": {"charge": 1}}, ConfigError, "belong to the structure"),
+        ({"name": "ase", "calculator": "nowhere.at_all.Calc"}, LabelerError, "nowhere"),
+        ({"name": "ase", "calculator": "ase.calculators.emt.EMTT"}, LabelerError, "ase.calculators.emt.EMT?"),
+        ({"name": "ase", "calculator": "EMT"}, ConfigError, "package.module.Class"),
+        ({"name": "ase", "calculator": "pathlib.Path"}, LabelerError, "ASE calculator"),
+        ({"name": "ase", "calculator": "test_labelers.Faulty", "arguments": {"a": 1}}, LabelerError, "`arguments`"),
+    ],
+)
+def test_a_wrong_labeler_is_explained(settings: dict, kind: type[Exception], hint: str) -> None:
+    with pytest.raises(kind) as caught:
+        build_labeler(parse_config(LabelerConfig, settings, where="recipe"))
+    assert hint in str(caught.value)
+
+
+def test_isolated_atoms() -> None:
+    energies = isolated_atom_energies(build_labeler(LabelerConfig()), [8, 1, 6, 7, 1, 103])
+    assert list(energies) == [1, 6, 7, 8]
+    molecule = ok(build_labeler(LabelerConfig()).label(water())).energy
+    assert -25 < molecule - energies[8] - 2 * energies[1] < -8
+
+
+def test_the_cache_keeps_every_bit_and_treats_damage_as_absence(tmp_path: Path) -> None:
+    cache, labeler = LabelCache(tmp_path), build_labeler(LabelerConfig())
+    key = cache.key(water(), labeler.method)
+    label = ok(labeler.label(water()))
+    stressed = replace(label, stress=np.array([[1 / 3, 0, -0.0], [0, 5e-324, 0], [0, 0, 1e300]]))
+    cache.put(key, stressed)
+    read = cache.get(key)
+    assert is_same(read, label) and ok(read).stress.tobytes() == stressed.stress.tobytes()
+
+    whole = cache.path(key).read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole.replace(b"energy", b"energi"), b"[]",
+                    whole.replace(str(label.energy).encode(), str(label.energy + 1).encode())):
+        assert damaged != whole
+        cache.path(key).write_bytes(damaged)
+        assert cache.get(key) is None
+    other = cache.key(water(1), labeler.method)
+    cache.path(key).write_bytes(whole)
+    cache.path(other).parent.mkdir(exist_ok=True)
+    cache.path(other).write_bytes(whole)
+    assert cache.get(other) is None and cache.get(key) is not None
+
+    failure = Failure("timeout", "no result within 1 s", 0.5)
+    cache.put(key, failure)
+    assert cache.get(key) == failure
+    keys = {cache.key(system, method) for system in (water(), replace(water(), charge=1), replace(water(), spin=3))
+            for method in (labeler.method, build_labeler(LabelerConfig(arguments={"accuracy": 0.1})).method)}
+    assert len(keys) == 6
+
+
+def test_faults_cost_one_label_each_and_cached_ones_nothing(tmp_path: Path) -> None:
+    marks, cache = tmp_path / "marks", LabelCache(tmp_path / "cache")
+    marks.mkdir()
+    config = faulty(marks=str(marks))
+    charges = [0, 1, 0, 2, 3, 4, 5, 6, 7, 0]
+    systems = [replace(water(place), charge=charge) for place, charge in enumerate(charges)]
+    systems.append(systems[0].with_tags(copy=True))
+    outcomes = label_all(systems, config, cache, n_workers=2)
+
+    kinds = [outcome.kind if isinstance(outcome, Failure) else "ok" for outcome in outcomes]
+    assert kinds == ["ok", "crashed", "ok", "crashed", "timeout", "error", "not_converged", "not_finite", "error",
+                     "ok", "ok"]
+    reasons = {place: outcome.reason for place, outcome in enumerate(outcomes) if isinstance(outcome, Failure)}
+    assert "Segmentation" in reasons[1] and "exit code 3" in reasons[3] and "ZeroDivisionError" in reasons[5]
+    local = build_labeler(faulty())
+    assert all(is_same(outcomes[place], local.label(systems[place])) for place in (0, 2, 9, 10))
+    assert len(list(marks.iterdir())) == 10, "a structure that comes twice is computed once"
+    assert all(outcome.cpu_seconds > 0 for outcome in outcomes)
+
+    labelled, failures = apply_labels(systems, outcomes)
+    assert [place for place, _ in failures] == list(reasons)
+    assert labelled[-1].tags["copy"] and labelled[-1].energy == ok(outcomes[0]).energy
+    with pytest.raises(DataError):
+        apply_labels(systems, outcomes[:-1])
+
+    again = label_all(systems, config, cache, n_workers=2)
+    assert len(list(marks.iterdir())) == 10 and again[1] == outcomes[1] and is_same(again[0], outcomes[0])
+    label_all(systems[:2], config, cache, n_workers=1, retry_failures=True)
+    assert len(list(marks.iterdir())) == 11
+
+
+def test_parallel_labels_are_those_of_one_process(tmp_path: Path) -> None:
+    systems = [water(seed) for seed in range(12)]
+    labeler = build_labeler(LabelerConfig())
+    outcomes = label_all(systems, LabelerConfig(), LabelCache(tmp_path), n_workers=2)
+    assert all(is_same(outcome, labeler.label(system)) for outcome, system in zip(outcomes, systems, strict=True))
+
+
+def test_a_cache_that_cannot_be_written_stops_the_farm(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.raises(FileError):
+        label_all([water()], faulty(), LabelCache(tmp_path / "cache"), n_workers=1)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_farm_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path, blow: int) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_labelers import *\n"
+        f"config = faulty(marks={str(marks)!r})\n"
+        "systems = [water(seed) for seed in range(4)] + [replace(water(9), charge=3), replace(water(8), charge=3)]\n"
+        f"label_all(systems, config, LabelCache(Path({str(tmp_path / 'cache')!r})), n_workers=2)\n"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: len(list(marks.iterdir())) == 6)
+    os.killpg(parent.pid, blow)
+    assert parent.wait(timeout=10) != 0
+    workers = {int(mark.name.split("-")[0]) for mark in marks.iterdir()}
+    wait_until(lambda: not any(is_running(worker) for worker in workers))
+
+    finished = [LabelCache(tmp_path / "cache").get(path.stem) for path in (tmp_path / "cache").glob("*/*.json")]
+    assert sum(isinstance(outcome, Label) for outcome in finished) == 4
+
+
+def wait_until(is_so, limit_s: float = 10.0) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(group: int) -> bool:
+    """Whether any process of the worker's group (itself, or what it started) is alive."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_task_that_reports_progress_is_not_overdue() -> None:
+    heard: list[int] = []
+    outcomes = run_tasks(_prepare_slow, [6, 0], n_workers=2, timeout_s=1.0, on_progress=heard.append)
+    assert outcomes[0] == 6 and sum(heard) == 6
+    assert isinstance(outcomes[1], Failure) and outcomes[1].kind == "timeout"
+
+
+def _prepare_slow():  # type: ignore[no-untyped-def]
+    def slow(n_reports: int) -> int:
+        for _ in range(n_reports):
+            time.sleep(0.3)
+            report_progress(1)
+        if n_reports == 0:
+            time.sleep(60)
+        return n_reports
+
+    return slow
+
+
+def test_workers_that_cannot_start_are_an_error_and_not_failures() -> None:
+    for prepare in (_prepare_raises, _prepare_dies):
+        with pytest.raises(LabelerError):
+            run_tasks(prepare, [1, 2], n_workers=2)
+
+
+def _prepare_raises() -> None:
+    raise ImportError("libthing.so.1: cannot open shared object file")
+
+
+def _prepare_dies() -> None:
+    os._exit(1)
