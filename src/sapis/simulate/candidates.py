@@ -100,7 +100,7 @@ def _run_plan(
         record = None if i in lost else _finished(folder, each, hashes[i])
         ending = f"lost: {lost[i].reason}" if i in lost else record and record.result["ending"]
         if ending:
-            console.print(f"[yellow]trajectory {each.name}[/]: {ending}", highlight=False)
+            console.print(f"trajectory {each.name}: {ending}", markup=False, highlight=False)
         if record and record.result["n_frames"]:
             candidates += read_systems(folder / f"{each.name}.extxyz")
     return candidates

@@ -18,7 +18,6 @@ from sapis.labelers.labeler import Failure, LabelerConfig, build_labeler
 from sapis.labelers.worker import report_progress
 
 if TYPE_CHECKING:
-    from ase import Atoms
     from ase.md.langevin import Langevin
 
 # A trajectory beyond these has left chemistry: forces of a collision, or heat that no thermostat would give.
@@ -82,10 +81,11 @@ def md_candidates(
 ) -> list[System]:
     """Frames of one Langevin trajectory (constant N, V, T), ``decorrelation_fs`` apart after equilibration.
 
-    The start has Maxwell-Boltzmann velocities, for a molecule without total momentum and rotation. Frames
-    carry the tags ``source``, ``trajectory``, ``temperature_K`` and ``time_fs``, and no labels: those of a
-    trajectory depend on its history. If the labeler fails or the structure explodes, the frames before that
-    are returned, with a `RuntimeWarning` that says so. The same arguments give the same bits.
+    Velocities start from the Maxwell-Boltzmann distribution; the thermostat acts on all 3N degrees of
+    freedom, so that a molecule drifts and turns. Frames carry the tags ``source``, ``trajectory``,
+    ``temperature_K`` and ``time_fs``, and no labels: those of a trajectory depend on its history. If the
+    labeler fails or the structure explodes, the frames before that are returned, with a `RuntimeWarning` that
+    says so. The same arguments give the same bits.
     """
     plan = Trajectory(trajectory, start, temperature_K, n_frames)
     frames, ending = simulate(plan, labeler_config, config, seed)
@@ -106,7 +106,8 @@ def simulate(
         return [], f"the labeler fails on its starting structure ({first.reason})"
     rng = generator(seed, "md", plan.name)
     atoms = plan.start.to_atoms()
-    _set_velocities(atoms, plan.temperature_K, rng)
+    thermal = np.sqrt(units.kB * plan.temperature_K * atoms.get_masses())
+    atoms.set_momenta(thermal[:, None] * rng.standard_normal((len(atoms), 3)))
     atoms.calc = labeler.calculator(plan.start)
     dynamics = Langevin(
         atoms, timestep=config.timestep_fs * units.fs, temperature_K=plan.temperature_K,
@@ -129,16 +130,6 @@ def simulate(
         ))
         report_progress(1)
     return frames, None
-
-
-def _set_velocities(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> None:
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
-
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature_K, rng=rng)
-    if len(atoms) > 1 and not atoms.pbc.any():
-        # The thermostat brings back the heat taken out here; rescaling would put it all into few vibrations.
-        Stationary(atoms, preserve_temperature=False)
-        ZeroRotation(atoms, preserve_temperature=False)
 
 
 def _advance(dynamics: Langevin, n_steps: int, temperature_K: float) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from sapis.core.config import Config
 
@@ -30,9 +30,3 @@ class TrainingConfig(Config):
     precision: Literal["float32", "float64"] = "float32"
     threads: int = Field(1, ge=1, description="threads of torch")
     seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _has_an_end(self) -> TrainingConfig:
-        if self.epochs is None and self.cpu_seconds is None:
-            raise ValueError("epochs or cpu_seconds (or both: whichever ends first)")
-        return self

@@ -72,6 +72,9 @@ class Training:
     def __init__(self, potential: TransformerPotential, train: Sequence[System], validation: Sequence[System],
                  config: TrainingConfig, folder: Path) -> None:
         _require_labels(train, config)
+        if config.epochs is None and config.cpu_seconds is None:
+            raise TrainingError(expected="an end: epochs or cpu_seconds (or both: whichever comes first)", received="neither",
+                                where="training settings", todo="give one of them")
         torch.set_num_threads(config.threads)
         self.potential, self.config, self.folder = potential, config, folder
         self.samples = [self._prepare(system) for system in train]

@@ -1,0 +1,32 @@
+"""The verbs of `sapis`."""
+
+from __future__ import annotations
+
+import typer
+
+from sapis.cli import check, check_model, doctor, evaluate, info, init, md, report, run, train
+
+app = typer.Typer(
+    name="sapis", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Interatomic potentials from quantum chemistry: accurate, checked, and saying what they cost.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("init")(init.init)
+app.command("check")(check.check)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("md")(md.md)
+app.command("check-model")(check_model.check_model)
+app.command("info")(info.info)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if show:
+        from sapis.core.version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit

@@ -1,0 +1,45 @@
+"""`sapis md`: molecular dynamics with a model, with its checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def md(
+    model: Annotated[Path, typer.Argument(help="A model bundle.")],
+    structure: Annotated[Path, typer.Argument(help="Starting structure (anything ASE reads).")],
+    temperature_K: Annotated[float, typer.Option("--temperature-K", min=0.001)] = 300.0,  # noqa: N803
+    time_ps: Annotated[float, typer.Option(min=0.001)] = 1.0,
+    timestep_fs: Annotated[float, typer.Option(min=0.001)] = 0.5,
+    ensemble: Annotated[str, typer.Option(help="nve or nvt")] = "nve",
+    precision: Annotated[str, typer.Option(help="float32 or float64")] = "float64",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    order: Annotated[bool, typer.Option(help="Also test that the energy error falls as the square of the timestep.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the record as JSON here.")] = None,
+) -> None:
+    """NVE (drift, fluctuation) or NVT (temperature, stability) dynamics."""
+    from sapis.api import load
+    from sapis.core.errors import ConfigError
+    from sapis.core.files import write_json
+    from sapis.data.formats import read_systems
+    from sapis.simulate.md import order_test, run_nve, run_nvt
+
+    if ensemble not in ("nve", "nvt"):
+        raise ConfigError(expected="nve or nvt", received=ensemble, where="--ensemble", todo="give one of them")
+    calculator = load(model).calculator(precision)
+    atoms = read_systems(structure)[0].to_atoms()
+    atoms.calc = calculator
+    kind = run_nve if ensemble == "nve" else run_nvt
+    record = kind(atoms, temperature_K=temperature_K, timestep_fs=timestep_fs, time_ps=time_ps, seed=seed).to_record()
+    if order:
+        start = read_systems(structure)[0].to_atoms()
+        start.calc = calculator
+        record["order"] = order_test(start, temperature_K=temperature_K, seed=seed).to_record()
+    for name, value in record.items():
+        if name != "trace":
+            typer.echo(f"{name}: {value}")
+    if output:
+        write_json(output, record)

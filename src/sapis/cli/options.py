@@ -1,0 +1,21 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sapis.data.formats import LabelKeys
+
+EnergyKey = Annotated[str | None, typer.Option(help="Key of the energy labels; default: found by itself.")]
+ForcesKey = Annotated[str | None, typer.Option(help="Key of the force labels; default: found by itself.")]
+StressKey = Annotated[str | None, typer.Option(help="Key of the stress labels; default: found by itself.")]
+
+
+def label_keys(energy: str | None, forces: str | None, stress: str | None) -> LabelKeys:
+    """The keys that the user named."""
+    from sapis.data.formats import LabelKeys
+
+    return LabelKeys(energy=energy, forces=forces, stress=stress)

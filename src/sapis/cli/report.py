@@ -1,0 +1,17 @@
+"""`sapis report`: write a run's page again from its records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a `sapis run`.")]) -> None:
+    """Write report.html from the records of a run."""
+    from sapis.core.files import require_file
+    from sapis.pipeline.run import report as write
+
+    require_file(folder / "recipe.json")
+    typer.echo(write(folder))

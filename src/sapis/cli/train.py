@@ -1,0 +1,43 @@
+"""`sapis train`: a potential from labelled files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Labelled training frames (anything ASE reads).")],
+    output: Annotated[Path, typer.Option(help="Folder of the training.")],
+    validation: Annotated[Path | None, typer.Option(help="Validation frames; default: some of the training frames.")] = None,
+    n_validation: Annotated[int, typer.Option(min=1, help="How many training frames to validate on, if no file is given.")] = 50,
+    test: Annotated[list[Path] | None, typer.Option(help="Test frames (repeatable).")] = None,
+    isolated: Annotated[Path | None, typer.Option(help="Isolated atoms for the reference energies; default: least squares.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with `model:` and `training:` settings.")] = None,
+    cpu_seconds: Annotated[float | None, typer.Option(min=1, help="Budget in CPU seconds.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Budget in epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    waive: Annotated[list[str] | None, typer.Option(help="Lint rule whose errors are accepted.")] = None,
+    energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+) -> None:
+    """Train on labelled files, test, check the physics, write one bundle. The same command goes on after a stop."""
+    from sapis.core.config import load_yaml, parse_config
+    from sapis.pipeline.train import TrainRequest, train_files
+
+    values = load_yaml(config) if config else {}
+    request = parse_config(TrainRequest, {**values} if isinstance(values, dict) else values, where=str(config))
+    chosen = {"cpu_seconds": cpu_seconds, "epochs": epochs, "seed": seed}
+    training = request.training.model_copy(update={key: value for key, value in chosen.items() if value is not None})
+    request = request.model_copy(update={"training": training})
+    outcome = train_files(
+        data, output, request, validation=validation, n_validation=n_validation, tests=test or [], isolated=isolated,
+        keys=label_keys(energy_key, forces_key, stress_key), waived=waive or [],
+    )
+    for name, errors in outcome.errors.items():
+        typer.echo(f"{name}: force RMSE {errors['force_rmse_meV_A'] or float('nan'):.1f} meV/Å, "
+                   f"energy RMSE {errors['energy_rmse_meV_atom'] or float('nan'):.2f} meV/atom ({errors['n']} frames)")
+    typer.echo(f"physics checks: {'all passed' if outcome.all_passed else 'SOME FAILED'}\nmodel: {outcome.model}\nhash:  {outcome.model_hash}")

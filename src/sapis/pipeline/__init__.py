@@ -1,0 +1,1 @@
+"""From a recipe to a validated potential: the steps, their records, and resuming."""

@@ -1,0 +1,126 @@
+"""The recipe: what the user asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from sapis.core.config import Config, load_yaml, parse_config
+from sapis.labelers.labeler import LabelerConfig
+from sapis.model.config import ModelConfig
+from sapis.simulate.sampling import CandidatesConfig
+from sapis.training.config import TrainingConfig
+
+
+class SystemConfig(Config):
+    """What is simulated: a SMILES or a structure file."""
+
+    smiles: str | None = None
+    file: Path | None = None
+    charge: int | None = None
+    spin: int | None = Field(None, ge=1, description="multiplicity 2S+1")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SystemConfig:
+        if (self.smiles is None) == (self.file is None):
+            raise ValueError("exactly one of smiles and file")
+        return self
+
+
+class BudgetConfig(Config):
+    """What may be spent."""
+
+    labels: int = Field(500, ge=20, description="labelled structures, all splits and the hot test set together")
+    cpu_seconds: float = Field(900, gt=0, description="CPU seconds of training")
+
+
+class SplitConfig(Config):
+    """How labelled frames are divided."""
+
+    train: float = Field(0.8, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    waive: list[str] = Field(default_factory=list, description="names of lint rules whose errors are accepted")
+
+    @model_validator(mode="after")
+    def _room_for_a_test(self) -> SplitConfig:
+        if self.train + self.validation >= 1:
+            raise ValueError("train + validation < 1, so that a test set remains")
+        return self
+
+
+class DynamicsConfig(Config):
+    """The molecular dynamics that tests the model."""
+
+    temperature_K: float = Field(300, gt=0)
+    timestep_fs: float = Field(0.5, gt=0)
+    nve_ps: float = Field(2.0, gt=0)
+    order_ps: float = Field(0.2, gt=0)
+    nvt_ps: float = Field(2.0, gt=0)
+
+
+class Recipe(Config):
+    """Everything that determines a run."""
+
+    title: str | None = None
+    system: SystemConfig
+    output: Path = Field(description="folder of the run")
+    labeler: LabelerConfig = LabelerConfig()
+    temperatures_K: list[float] = Field([300.0, 500.0], min_length=1)
+    hot_temperature_K: float | None = Field(800.0, gt=0, description="sampled too, but only used as a test")
+    budget: BudgetConfig = BudgetConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    workers: int | None = Field(None, ge=1, description="processes for labels; default: one a core")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _hot_is_hotter(self) -> Recipe:
+        if self.hot_temperature_K is not None and self.hot_temperature_K <= max(self.temperatures_K):
+            raise ValueError("hot_temperature_K above all of temperatures_K (it tests extrapolation)")
+        return self
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; paths in it are relative to the recipe's folder.
+
+    Raises:
+        ConfigError: not YAML, an unknown key (with a suggestion), a wrong value.
+        FileError: missing or empty file.
+    """
+    recipe = parse_config(Recipe, load_yaml(path), where=str(path))
+    system = recipe.system
+    if system.file is not None:
+        system = system.model_copy(update={"file": path.parent / system.file})
+    return recipe.model_copy(update={"system": system, "output": path.parent / recipe.output})
+
+
+EXAMPLE = """\
+# A recipe for `sapis run`. Every key but `system` and `output` is optional; the values shown are the defaults
+# unless a comment says otherwise. Paths are relative to this file.
+title: {title}
+system:
+  smiles: {smiles}             # or `file: molecule.xyz` (anything ASE reads, periodic cells included)
+  # charge: 0                # default: the SMILES's formal charge
+  # spin: 1                  # multiplicity 2S+1
+output: {output}
+
+labeler:
+  name: gfn2                 # gfn2, gfn1, or `ase` for any ASE calculator:
+  # name: ase
+  # calculator: ase.calculators.emt.EMT
+  # arguments: {{}}
+temperatures_K: [300, 500]   # molecular dynamics with the labeler at these temperatures makes the candidates
+hot_temperature_K: 800       # labelled too, but only used as a test of extrapolation
+budget:
+  labels: 500
+  cpu_seconds: 900           # of training
+# candidates: {{rattle_fraction: 0.15, decorrelation_fs: 20}}
+# model: {{n_channels: 64, l_max: 2, n_layers: 2, cutoff: 5.0}}
+# training: {{batch_size: 5, learning_rate: 0.01, epochs: 200, precision: float32}}
+# dynamics: {{temperature_K: 300, nve_ps: 2}}
+seed: 0
+"""

@@ -1,0 +1,134 @@
+"""`sapis run`: the whole way from a recipe to a validated potential and its report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sapis.core.files import write_text
+from sapis.core.memory import keep_freed_memory
+from sapis.core.records import read_record
+from sapis.core.seeds import derive_seed
+from sapis.core.version import __version__
+from sapis.data.formats import read_systems
+from sapis.data.system import System
+from sapis.pipeline import steps
+from sapis.pipeline.recipe import Recipe
+from sapis.pipeline.workspace import Workspace
+from sapis.report.page import write_report
+from sapis.report.story import Report
+
+N_SHOWN_STRUCTURES = 12
+N_CHECKED_STRUCTURES = 2
+
+USAGE = """\
+from sapis import load
+from ase.io import read
+atoms = read("{example}"); atoms.calc = load("{model}").calculator(); print(atoms.get_potential_energy())
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run left what it made."""
+
+    model: Path
+    report: Path
+    model_hash: str
+    all_passed: bool
+    usage: str
+
+
+def run(recipe: Recipe) -> Outcome:
+    """Do, or finish, everything that ``recipe`` asks for. Killed anywhere, the same call goes on.
+
+    Raises:
+        SapisError: bad input; everything finished so far is kept.
+    """
+    keep_freed_memory()
+    work = Workspace(recipe.output)
+    with work.locked():
+        write_text(work.path("recipe.json"), json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
+        return _run(recipe, work)
+
+
+def _run(recipe: Recipe, work: Workspace) -> Outcome:
+    def settings(*names: str) -> dict[str, Any]:
+        values = recipe.model_dump(mode="json", exclude={"output", "title", "workers"})
+        if recipe.system.file is not None:
+            values["system"]["file"] = [system.structure_hash() for system in read_systems(recipe.system.file)]
+        return {"version": __version__, **{name: values[name] for name in names}}
+
+    found = work.step(
+        "candidates", settings("system", "labeler", "temperatures_K", "hot_temperature_K", "candidates", "seed")
+        | {"n": recipe.budget.labels}, ["candidates.extxyz"],
+        lambda: steps.candidates(recipe, work.path("trajectories"), work.path("candidates.extxyz")),
+    )
+    labelled = work.step(
+        "labels", settings("labeler") | found.result["files"], ["labels.extxyz"],
+        lambda: steps.labels(recipe, work.path("candidates.extxyz"), work.path("labels"), work.path("labels.extxyz")),
+    )
+    names = [f"{name}.extxyz" for name in steps.PARTS if name != "hot" or recipe.hot_temperature_K]
+    split = work.step(
+        "data", settings("split", "hot_temperature_K", "seed") | labelled.result["files"], names,
+        lambda: steps.data(recipe, work.path("labels.extxyz"), work.folder),
+    )
+    training = recipe.training.model_copy(update={"cpu_seconds": recipe.budget.cpu_seconds, "seed": recipe.seed})
+    trained = work.step(
+        "train", settings("model", "seed") | split.result["files"] | {"training": training.model_dump()}, ["training/model.sapis"],
+        lambda: steps.train(
+            steps.read_parts(work.folder), {int(z): value for z, value in labelled.result["isolated"].items()},
+            recipe.model, training, work.path("training"), work.path("training/model.sapis"),
+            {"level_of_theory": labelled.result["method"], "system": recipe.system.model_dump(mode="json", exclude={"file"})},
+        ),
+    )
+    model = work.path("training/model.sapis")
+    parts = steps.read_parts(work.folder)
+    uses_model = {"version": __version__} | trained.result["files"]
+    test = work.step("test", uses_model | split.result["files"], [], lambda: steps.test(model, parts))
+    start = parts["train"][0].without_labels()
+    md = work.step("md", uses_model | settings("dynamics", "seed"), [],
+                   lambda: steps.dynamics(model, start, recipe.dynamics, derive_seed(recipe.seed, "dynamics")))
+    checked_systems = [system.without_labels() for system in parts["train"][:N_CHECKED_STRUCTURES]]
+    checked = work.step("checks", uses_model | settings("dynamics", "seed"), [],
+                        lambda: steps.checks(model, checked_systems, md.result))
+    errors = {name: {key: value for key, value in found.items() if key != "parity"} for name, found in test.result["sets"].items()}
+    dynamics = {name: {key: value for key, value in found.items() if key != "trace"} for name, found in md.result.items()
+                if name != "files"}
+    card = {"test": errors, "dynamics": dynamics, "checks": checked.result["checks"]}
+    final = work.step("bundle", uses_model | card, ["model.sapis"],
+                      lambda: steps.bundle(model, work.path("model.sapis"), card))
+    usage = USAGE.format(example=work.path("test.extxyz"), model=work.path("model.sapis"))
+    work.step("report", {"title": recipe.title, "records": [asdict(read_record(work.record_path(name))) for name in STEPS]},
+              ["report.html"], lambda: {"path": str(report(work.folder, usage))})
+    return Outcome(work.path("model.sapis"), work.path("report.html"), final.result["model_hash"],
+                   checked.result["all_passed"], usage)
+
+
+STEPS = ("candidates", "labels", "data", "train", "test", "md", "checks", "bundle")
+
+
+def report(folder: Path, usage: str = "") -> Path:
+    """Write ``folder/report.html`` from the records in ``folder``; returns its path."""
+    work = Workspace(folder)
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    records = {name: asdict(read_record(work.record_path(name))) for name in STEPS if work.record_path(name).exists()}
+    if "train" in records and "data" in records:
+        for key in ("reference_energies", "reference_source"):
+            records["data"]["result"][key] = records["train"]["result"][key]
+    shown: list[System] = []
+    for name, part in steps.read_parts(folder).items():
+        picked = part[:: max(1, len(part) // (N_SHOWN_STRUCTURES // 4))][: N_SHOWN_STRUCTURES // 4]
+        shown += [system.with_tags(caption=_caption(name, system)) for system in picked]
+    title = recipe.get("title") or recipe["system"].get("smiles") or str(recipe["system"].get("file"))
+    usage = usage or USAGE.format(example=folder / "test.extxyz", model=folder / "model.sapis")
+    write_report(folder / "report.html", Report(title=title, recipe=recipe, records=records, structures=shown, usage=usage))
+    return folder / "report.html"
+
+
+def _caption(part: str, system: System) -> str:
+    temperature = system.tags.get("temperature_K")
+    origin = f"{temperature:g} K" if isinstance(temperature, int | float) else str(system.tags.get("source", ""))
+    return f"{system.formula}, {'hot test' if part == 'hot' else part} set, {origin}"

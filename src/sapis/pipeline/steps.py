@@ -1,0 +1,199 @@
+"""What each step of a run does. Each takes what it needs and returns the result of its record, JSON values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sapis.api import Model, load, save
+from sapis.core.errors import DataError
+from sapis.core.files import hash_json
+from sapis.core.seeds import derive_seed
+from sapis.data.formats import read_systems, write_systems
+from sapis.data.lint import lint, lint_splits, raise_on_errors
+from sapis.data.splits import holdout_temperature, split_in_time
+from sapis.data.system import System, hash_systems
+from sapis.evaluate.errors import evaluate
+from sapis.labelers.cache import LabelCache
+from sapis.labelers.calculators import isolated_atom_energies
+from sapis.labelers.farm import apply_labels, label_all
+from sapis.labelers.labeler import build_labeler
+from sapis.model.config import ModelConfig
+from sapis.model.potential import TransformerPotential
+from sapis.pipeline.recipe import DynamicsConfig, Recipe
+from sapis.potential.bundle import hash_tensors
+from sapis.simulate.candidates import make_candidates
+from sapis.simulate.md import order_test, run_nve, run_nvt
+from sapis.simulate.structures import load_structure
+from sapis.testing import tolerances
+from sapis.testing.laws import Check, check_potential
+from sapis.training.config import TrainingConfig
+from sapis.training.fit import by_symbol, new_potential
+from sapis.training.loop import Training
+
+PARTS = ("train", "validation", "test", "hot")
+MIN_FRAMES = 10
+
+
+def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
+    """Structures worth labelling, from molecular dynamics with the labeler and from rattling."""
+    starts = load_structure(recipe.system.smiles, recipe.system.file, recipe.system.charge, recipe.system.spin,
+                            n_conformers=recipe.candidates.n_conformers, seed=recipe.seed)
+    temperatures = [*recipe.temperatures_K, *([recipe.hot_temperature_K] if recipe.hot_temperature_K else [])]
+    found = make_candidates(starts, recipe.labeler, temperatures, recipe.budget.labels, recipe.candidates,
+                            derive_seed(recipe.seed, "candidates"), folder, recipe.workers)
+    write_systems(target, found)
+    return {
+        "n": len(found), "by_source": Counter(str(system.tags.get("source", "start")) for system in found),
+        "temperatures_K": temperatures, "n_starts": len(starts), "formula": starts[0].formula,
+    }
+
+
+def labels(recipe: Recipe, source: Path, cache: Path, target: Path) -> dict[str, Any]:
+    """Energies and forces of the candidates; failures are recorded, not labels."""
+    systems = read_systems(source)
+    outcomes = label_all(systems, recipe.labeler, LabelCache(cache), n_workers=recipe.workers)
+    labelled, failures = apply_labels(systems, outcomes)
+    if len(labelled) < MIN_FRAMES:
+        reasons = Counter(failure.reason for _, failure in failures).most_common(1)
+        raise DataError(
+            expected=f"at least {MIN_FRAMES} labelled structures",
+            received=f"{len(labelled)} of {len(systems)}; most frequent failure: {reasons[0][0] if reasons else 'none'}",
+            where=f"labeler {recipe.labeler.name}", todo="check charge, spin and structure, or choose another labeler",
+        )
+    labeler = build_labeler(recipe.labeler)
+    isolated = isolated_atom_energies(labeler, {int(z) for system in labelled for z in system.numbers})
+    write_systems(target, labelled)
+    return {
+        "n_requested": len(systems), "n_labelled": len(labelled), "method": labeler.method,
+        "failures": [{"index": index, "kind": failure.kind, "reason": failure.reason} for index, failure in failures],
+        "isolated_atoms": by_symbol(isolated), "isolated": {str(z): energy for z, energy in isolated.items()},
+    }
+
+
+def data(recipe: Recipe, source: Path, folder: Path) -> dict[str, Any]:
+    """Lint, split in time, keep the hot frames apart."""
+    systems = read_systems(source, require=("energy", "forces"))
+    hot: list[System] = []
+    if recipe.hot_temperature_K is not None:
+        systems, hot = holdout_temperature(systems, recipe.hot_temperature_K)
+    chosen = recipe.split
+    fractions = (chosen.train, chosen.validation, 1 - chosen.train - chosen.validation)
+    split = split_in_time(systems, fractions=fractions, seed=derive_seed(recipe.seed, "split"))
+    findings = lint(systems) + lint_splits(split.train, split.validation, [*split.test, *hot])
+    raise_on_errors(findings, waived=chosen.waive)
+    parts = dict(zip(PARTS, (split.train, split.validation, split.test, hot), strict=True))
+    for name, part in parts.items():
+        if part:
+            write_systems(folder / f"{name}.extxyz", part)
+    return {
+        "n_train": len(split.train), "n_validation": len(split.validation), "n_test": len(split.test), "n_ood": len(hot),
+        "n_dropped": len(split.dropped), "ood_temperature_K": recipe.hot_temperature_K,
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def train(parts: dict[str, list[System]], isolated: dict[int, float], model: ModelConfig, training: TrainingConfig,
+          folder: Path, target: Path, card: dict[str, Any]) -> dict[str, Any]:
+    """Train a new potential on ``parts`` and write it as a bundle with ``card``."""
+    potential, references = new_potential(parts["train"], isolated, model, precision=training.precision, seed=training.seed)
+    run = Training(potential, parts["train"], parts["validation"], training, folder)
+    progress = run.run()
+    weights_hash = hash_tensors(dict(potential.state_dict()), hash_json(potential.settings()))
+    used = {int(z) for z in potential.elements}
+    result = {
+        "n_parameters": potential.n_parameters, "n_steps": progress.step, "n_epochs": progress.step / run.n_batches,
+        "flops": progress.flops, "history": progress.history, "config": training.model_dump(), "model": model.model_dump(),
+        "model_hash": weights_hash, "best_validation_loss": progress.best_score,
+        "reference_energies": by_symbol({z: references.values[z] for z in used if z in references.values}),
+        "reference_source": ", ".join(sorted({references.source[z] for z in used if z in references.source})),
+        "force_scale_eV_A": potential.scale, "average_neighbors": potential.average_neighbors,
+        "cost": {"cpu_seconds": progress.cpu_seconds, "flops": progress.flops},
+    }
+    # The bundle holds no clock readings: the same training gives the same file, byte for byte.
+    clockless = [{key: value for key, value in row.items() if key != "cpu_seconds"} for row in progress.history]
+    record = {key: value for key, value in result.items() if key not in ("cost", "history")}
+    save(target, potential, {
+        **card, "training": {**record, "history": clockless},
+        "data": {name: {"n": len(part), "hash": hash_systems(part)} for name, part in parts.items() if part},
+        "seed": training.seed,
+    })
+    return result
+
+
+def test(model: Path, parts: dict[str, list[System]]) -> dict[str, Any]:
+    """Errors on the held-out frames and on the hotter ones."""
+    potential = load(model).potential
+    return {"sets": {("ood" if name == "hot" else name): evaluate(potential, parts[name])
+                     for name in ("test", "hot") if parts.get(name)}}
+
+
+def dynamics(model: Path, start: System, config: DynamicsConfig, seed: int) -> dict[str, Any]:
+    """NVE drift, order of the integrator, NVT stability, in float64."""
+    calculator = load(model).calculator("float64")
+
+    def atoms() -> Any:
+        fresh = start.to_atoms()
+        fresh.calc = calculator
+        return fresh
+
+    nve = run_nve(atoms(), temperature_K=config.temperature_K, timestep_fs=config.timestep_fs, time_ps=config.nve_ps, seed=seed)
+    order = order_test(atoms(), temperature_K=config.temperature_K, time_ps=config.order_ps, seed=seed)
+    nvt = run_nvt(atoms(), temperature_K=config.temperature_K, timestep_fs=config.timestep_fs, time_ps=config.nvt_ps, seed=seed)
+    return {"nve": {**nve.to_record(), "precision": "float64"}, "order": order.to_record(), "nvt": nvt.to_record()}
+
+
+def checks(model: Path, systems: list[System], md: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The physics laws, in float64; with the record of the dynamics also those that need it."""
+    potential: TransformerPotential = load(model, precision="float64").potential
+    found = check_potential(potential, systems)
+    if md is not None:
+        found += nve_checks(md["nve"], md["order"])
+    return {"checks": [asdict(check) for check in found], "all_passed": all(check.passed for check in found)}
+
+
+def dynamics_checks(calculator: Any, system: System, *, temperature_K: float = 300.0, time_ps: float = 0.5, seed: int = 0,
+                    ) -> list[Check]:
+    """NVE drift and the order of its energy error, as checks."""
+    def atoms() -> Any:
+        fresh = system.to_atoms()
+        fresh.calc = calculator
+        return fresh
+
+    nve = run_nve(atoms(), temperature_K=temperature_K, timestep_fs=0.5, time_ps=time_ps, seed=seed).to_record()
+    order = order_test(atoms(), temperature_K=temperature_K, time_ps=time_ps / 5, seed=seed).to_record()
+    return nve_checks(nve, order)
+
+
+def nve_checks(nve: dict[str, Any], order: dict[str, Any]) -> list[Check]:
+    """The checks that the records of NVE dynamics make."""
+    drift, error, slope = nve["drift_meV_atom_ps"], nve["drift_standard_error"], order["slope"]
+    limit = tolerances.NVE_DRIFT_MEV_ATOM_PS.at("float64")
+    # A short run cannot tell a drift from its statistical error.
+    allowed = limit if error is None else max(limit, 3 * error)
+    return [
+        Check("nve drift", _or_nan(drift), allowed, "meV/atom/ps", drift is not None and abs(drift) <= allowed,
+              f"linear drift of the total energy over {nve['time_ps']:g} ps (limit or three standard errors)"),
+        Check("nve order", abs(_or_nan(slope) - tolerances.ORDER_SLOPE), tolerances.ORDER_SLOPE_DEVIATION, "",
+              slope is not None and abs(slope - tolerances.ORDER_SLOPE) <= tolerances.ORDER_SLOPE_DEVIATION,
+              "deviation from 2 of the exponent with which the energy fluctuation falls with the timestep"),
+    ]
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def bundle(source: Path, target: Path, measured: dict[str, Any]) -> dict[str, Any]:
+    """The trained model with what was measured of it in its card."""
+    model: Model = load(source)
+    file_hash = save(target, model.potential, {**model.card, **measured})
+    return {"model_hash": model.card["training"]["model_hash"], "file_hash": file_hash}
+
+
+def read_parts(folder: Path) -> dict[str, list[System]]:
+    """The parts that `data` wrote."""
+    return {name: read_systems(folder / f"{name}.extxyz") for name in PARTS if (folder / f"{name}.extxyz").exists()}
+

@@ -1,0 +1,109 @@
+"""`sapis train`: a potential from labelled files, tested and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sapis.core.config import Config
+from sapis.core.memory import keep_freed_memory
+from sapis.core.version import __version__
+from sapis.core.errors import DataError
+from sapis.data.formats import LabelKeys, read_systems
+from sapis.data.lint import lint, lint_splits, raise_on_errors
+from sapis.data.reference import reference_energies_from_isolated
+from sapis.data.splits import random_split
+from sapis.data.system import System, hash_systems
+from sapis.evaluate.errors import evaluate
+from sapis.api import load
+from sapis.model.config import ModelConfig
+from sapis.pipeline import steps
+from sapis.pipeline.workspace import Workspace
+from sapis.training.config import TrainingConfig
+
+
+class TrainRequest(Config):
+    """Settings of a training from files."""
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    level_of_theory: str = "not given"
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """Where a training left what it made, and what was measured."""
+
+    model: Path
+    model_hash: str
+    errors: dict[str, dict[str, Any]]
+    all_passed: bool
+    training: dict[str, Any]
+    cost: dict[str, float]
+    data: dict[str, Any]
+
+
+def train_files(
+    data: Path, output: Path, request: TrainRequest, *, validation: Path | None = None, n_validation: int = 50,
+    tests: Sequence[Path] = (), isolated: Path | None = None, keys: LabelKeys | None = None, waived: Sequence[str] = (),
+) -> TrainOutcome:
+    """Train on the frames of ``data``, evaluate on ``tests``, check the physics; everything lands in ``output``.
+
+    Args:
+        validation: frames to validate on; without it ``n_validation`` random frames of ``data`` (by the seed).
+        isolated: file of one-atom frames for the reference energies; without it least squares.
+        waived: names of lint rules whose errors are accepted.
+
+    Raises:
+        SapisError: bad input.
+    """
+    keep_freed_memory()
+    weights = request.training
+    needed = [name for name, weight in (("energy", weights.energy_weight), ("forces", weights.force_weight)) if weight]
+    train = read_systems(data, keys=keys, require=needed)
+    if validation is not None:
+        held = read_systems(validation, keys=keys, require=needed)
+    else:
+        if n_validation >= len(train):
+            raise DataError(expected=f"more than {n_validation} frames, of which {n_validation} validate", received=str(len(train)),
+                            where=str(data), todo="give more frames, or a smaller --n-validation")
+        split = random_split(train, len(train) - n_validation, n_validation, request.training.seed)
+        train, held = split.train, split.validation
+    test_sets = {path.name.split(".")[0]: read_systems(path, keys=keys) for path in tests}
+    everything = [system for systems in test_sets.values() for system in systems]
+    findings = lint(train, needs=needed) + lint_splits(train, held, everything)
+    raise_on_errors(findings, waived=waived)
+    atoms = reference_energies_from_isolated(read_systems(isolated)) if isolated else {}
+
+    work = Workspace(output)
+    parts = {"train": train, "validation": held}
+    hashes = {name: hash_systems(part) for name, part in (parts | test_sets).items()}
+    with work.locked():
+        trained = work.step(
+            "train", {"version": __version__, "request": request.model_dump(), "isolated": {str(z): e for z, e in atoms.items()},
+                      "train": hashes["train"], "validation": hashes["validation"]}, ["training/model.sapis"],
+            lambda: steps.train(parts, atoms, request.model, request.training, work.path("training"),
+                                work.path("training/model.sapis"), {"level_of_theory": request.level_of_theory}),
+        )
+        model = work.path("training/model.sapis")
+        uses_model = {"version": __version__} | trained.result["files"]
+        test = work.step("test", uses_model | hashes, [], lambda: {"sets": _errors(model, {"validation": held} | test_sets)})
+        checked = work.step("checks", uses_model, [], lambda: steps.checks(model, _smallest(train)))
+        card = {"test": {name: {key: value for key, value in found.items() if key != "parity"}
+                         for name, found in test.result["sets"].items()}, "checks": checked.result["checks"],
+                "findings": [asdict(finding) for finding in findings]}
+        final = work.step("bundle", uses_model | card, ["model.sapis"], lambda: steps.bundle(model, work.path("model.sapis"), card))
+    return TrainOutcome(work.path("model.sapis"), final.result["model_hash"], card["test"], checked.result["all_passed"],
+                        trained.result, trained.cost, {name: {"n": len(part), "hash": hashes[name]} for name, part in (parts | test_sets).items()})
+
+
+def _errors(model: Path, sets: dict[str, list[System]]) -> dict[str, Any]:
+    potential = load(model).potential
+    return {name: evaluate(potential, systems) for name, systems in sets.items()}
+
+
+def _smallest(systems: Sequence[System]) -> list[System]:
+    """The physics laws hold or fail alike in small and large systems; small ones are quick."""
+    return [min(systems, key=len).without_labels()]
