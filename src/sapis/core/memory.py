@@ -20,4 +20,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False  # not glibc
     settings = ((M_MMAP_THRESHOLD, MMAP_THRESHOLD), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 64 << 20))
-    return all([mallopt(key, value) == 1 for key, value in settings])
+    answers = [mallopt(key, value) for key, value in settings]
+    return all(answer == 1 for answer in answers)

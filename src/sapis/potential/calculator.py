@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -26,7 +26,7 @@ class SapisCalculator(Calculator):
         PropertyNotImplementedError: stress without three periodic directions (ASE's own error).
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - as ASE declares it
 
     def __init__(self, potential: Potential, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -35,7 +35,9 @@ class SapisCalculator(Calculator):
     def calculate(self, atoms: Atoms | None = None, properties: list[str] | None = None,
                   system_changes: list[str] = all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
-        (prediction,) = self.potential.predict([System.from_atoms(self.atoms)])
+        held = self.atoms
+        assert held is not None  # ASE's own calculate keeps a copy of atoms
+        (prediction,) = self.potential.predict([System.from_atoms(held)])
         self.results = {
             "energy": prediction.energy, "free_energy": prediction.energy,
             "energies": np.array(prediction.energies), "forces": np.array(prediction.forces),

@@ -13,14 +13,16 @@ from sapis.core.version import __version__
 from sapis.data.system import System
 
 USAGE = """\
+from sapis import load
 from ase.build import molecule
-from sapis import Calculator
-print(Calculator("model.sapis").get_potential_energy(molecule("CH3CH2OH")))
+atoms = molecule("CH3CH2OH"); atoms.calc = load("model.sapis").calculator(); print(atoms.get_potential_energy())
 """
 
 CITATION = f"""\
-@software{{sapis,
-  title   = {{Sapis: symmetry-aware, physics-informed scaling of foundation models for molecular dynamics}},
+@software{{sapis_md,
+  author  = {{{{The SAPIS-MD authors}}}},
+  title   = {{SAPIS-MD: symmetry-aware, physics-informed scaling of foundation models for molecular dynamics}},
+  year    = {{2026}},
   version = {{{__version__}}},
 }}
 """

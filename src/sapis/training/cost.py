@@ -38,7 +38,8 @@ def training_flops(potential: TransformerPotential) -> Callable[[int, int], floa
 
     def count(n_atoms: int) -> int:
         positions = np.random.default_rng(0).normal(size=(n_atoms, 3)) * 0.2 * potential.cutoff
-        sample = prepare(System(numbers=np.full(n_atoms, element), positions=positions), elements=potential.elements, cutoff=1e3)
+        sample = prepare(System(numbers=np.full(n_atoms, element), positions=positions), elements=potential.elements,
+                         cutoff=10 * potential.cutoff)
         batch = collate([sample], cutoff=potential.cutoff, dtype=potential.dtype)
         with _MatrixProducts() as counter:
             energies, forces, virials = potential(batch, create_graph=True)

@@ -17,20 +17,24 @@ def loss(batch: Batch, energies: torch.Tensor, forces: torch.Tensor, virials: to
         virials: dE/dstrain, eV, ``(graphs, 3, 3)``.
         scale: root mean square force component, eV/Å.
     """
-    totals = graph_sums(energies, batch)
     n_atoms = batch.n_atoms.to(forces.dtype)
-    energy_errors = (totals - batch.energies).to(forces.dtype).square() / n_atoms
-    virial_errors = (virials - batch.stresses * batch.volumes[:, None, None]).square() / n_atoms[:, None, None]
+    virials_known = batch.stresses * batch.volumes[:, None, None]
+    energy_errors = _errors(graph_sums(energies, batch), batch.energies).to(forces.dtype)
     terms = (
-        (config.force_weight, (forces - batch.forces).square()), (config.energy_weight, energy_errors),
-        (config.stress_weight, virial_errors),
+        (config.force_weight, batch.forces, _errors(forces, batch.forces).square()),
+        (config.energy_weight, batch.energies, energy_errors.square() / n_atoms),
+        (config.stress_weight, virials_known, _errors(virials, virials_known).square() / n_atoms[:, None, None]),
     )
-    total = forces.new_zeros(())
-    for weight, errors in terms:
-        known = torch.isfinite(errors)
-        if weight and bool(known.any()):
-            total = total + weight * torch.where(known, errors, 0.0).sum() / known.sum()
+    total = 0.0 * energies.sum()  # a gradient of zero where no weighted label exists
+    for weight, labels, squares in terms:
+        if weight:
+            total = total + weight * squares.sum() / torch.isfinite(labels).sum().clamp(min=1)
     return total / scale**2
+
+
+def _errors(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Zero where there is no label. Masked before any power is taken: the gradient of a masked square is 0 times NaN."""
+    return torch.where(torch.isfinite(labels), predicted - labels, 0.0)
 
 
 def graph_sums(per_atom: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,168 @@
+"""Measure one of the benchmarks of definitions.yaml and keep it: ``python -m benchmarks.run NAME``.
+
+Writes ``benchmarks/records/NAME.json`` and, where a model was trained, ``benchmarks/models/NAME.sapis``.
+A benchmark is resumable: the same command goes on after a stop (its work is under ``runs/benchmarks/NAME``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from sapis.api import load
+from sapis.core.config import load_yaml, parse_config
+from sapis.core.errors import ConfigError
+from sapis.core.files import hash_file, hash_json
+from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
+from sapis.data.formats import read_systems, write_systems
+from sapis.data.splits import random_split
+from sapis.pipeline.recipe import read_recipe
+from sapis.pipeline.run import run as run_recipe
+from sapis.pipeline.train import TrainRequest, train_files
+from sapis.simulate.md import order_test, run_nve
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("SAPIS_SHARED_DATA", HERE.parent.parent / "shared" / "data"))
+WORK = HERE.parent / "runs" / "benchmarks"
+
+
+def yardstick() -> dict[str, float]:
+    """How fast this machine is at this moment: best and median GFLOP/s of a 1024^3 float32 matrix product on one core."""
+    import torch
+
+    torch.set_num_threads(1)
+    matrix, seconds = torch.randn(1024, 1024), []
+    for _ in range(20):
+        start = time.process_time()
+        matrix @ matrix
+        seconds.append(time.process_time() - start)
+    return {"best_gflops": 2 * 1024**3 / min(seconds) / 1e9, "median_gflops": 2 * 1024**3 / float(np.median(seconds)) / 1e9}
+
+
+def train(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Train on a published set with a budget of CPU seconds and test."""
+    folder = WORK / name
+    data, tests = DATA / spec["data"], [DATA / test for test in spec.get("tests", [])]
+    validation = None
+    if spec.get("test_rest"):
+        data, validation, tests = _split_once(data, folder, spec)
+    values = {key: spec[key] for key in ("model", "training", "level_of_theory") if key in spec}
+    request = parse_config(TrainRequest, values, where=f"definitions.yaml: {name}")
+    outcome = train_files(
+        data, folder, request, validation=validation, n_validation=spec["n_validation"], tests=tests,
+        isolated=DATA / spec["isolated"] if "isolated" in spec else None, waived=spec.get("waive", ()),
+    )
+    _keep_model(outcome.model, name)
+    training = outcome.training
+    return {
+        "errors": outcome.errors, "data": outcome.data, "model_hash": outcome.model_hash, "all_checks_passed": outcome.all_passed,
+        "seed": request.training.seed, "threads": request.training.threads,
+        "training": {key: training[key] for key in ("n_parameters", "n_steps", "n_epochs", "flops", "config", "model", "history")},
+        "cost": outcome.cost,
+    }
+
+
+def _split_once(data: Path, folder: Path, spec: dict[str, Any]) -> tuple[Path, Path, list[Path]]:
+    """Random training, validation and test frames of one file, written as files."""
+    split = random_split(read_systems(data), spec["n_train"], spec["n_validation"], 0)
+    paths = [folder / f"{part}.extxyz" for part in ("train", "held", "rest")]
+    for path, part in zip(paths, (split.train, split.validation, split.test), strict=True):
+        write_systems(path, part)
+    return paths[0], paths[1], [paths[2]]
+
+
+def demo(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """A recipe from end to end, in a folder of its own."""
+    recipe = read_recipe(HERE.parent / spec["recipe"]).model_copy(update={"output": WORK / name})
+    watch = Stopwatch()
+    outcome = run_recipe(recipe)
+    records = {step: read_record(WORK / name / "records" / f"{step}.json") for step in
+               ("candidates", "labels", "data", "train", "test", "md", "checks")}
+    _keep_model(outcome.model, name)
+    errors = {part: {key: value for key, value in found.items() if key != "parity"}
+              for part, found in records["test"].result["sets"].items()}
+    return {
+        "errors": errors, "model_hash": outcome.model_hash, "all_checks_passed": outcome.all_passed, "seed": recipe.seed,
+        "threads": recipe.training.threads, "data": records["labels"].result["files"],
+        "counts": {key: records["data"].result[key] for key in ("n_train", "n_validation", "n_test", "n_ood")},
+        "step_costs": {step: record.cost for step, record in records.items()},
+        "training": {key: records["train"].result[key] for key in ("n_parameters", "n_steps", "n_epochs", "flops", "config", "model")},
+        "cost": {"cpu_seconds": sum(record.cost["cpu_seconds"] for record in records.values()),
+                 "wall_seconds": sum(record.cost["wall_seconds"] for record in records.values()),
+                 "last_call_wall_seconds": watch.cost()["wall_seconds"]},
+    }
+
+
+def nve(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """NVE dynamics of a committed model in float64: drift, fluctuation, order of the integrator."""
+    model = HERE / "models" / f"{spec['model']}.sapis"
+    source = WORK / "demo" / "test.extxyz" if spec["structure"] == "demo" else DATA / spec["structure"]
+    start = read_systems(source)[0]
+    watch = Stopwatch()
+    calculator = load(model).calculator("float64")
+
+    def atoms() -> Any:
+        fresh = start.without_labels().to_atoms()
+        fresh.calc = calculator
+        return fresh
+
+    settings = {"temperature_K": spec["temperature_K"], "seed": 0}
+    order = order_test(atoms(), time_ps=spec["order_ps"], **settings).to_record()
+    trace = run_nve(atoms(), timestep_fs=spec["timestep_fs"], time_ps=spec["time_ps"], **settings).to_record()
+    figures = {**trace, "slope": order["slope"], "order": order, "precision": "float64"}
+    return {"errors": figures, "data": {"structure": start.structure_hash()}, "model_file_hash": hash_file(model), "seed": 0,
+            "threads": 1, "cost": watch.cost()}
+
+
+def _keep_model(model: Path, name: str) -> None:
+    (HERE / "models").mkdir(exist_ok=True)
+    shutil.copyfile(model, HERE / "models" / f"{name}.sapis")
+
+
+def figures(spec: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures asked for, with their limits and whether they hold."""
+    found = []
+    for wanted in spec["figures"]:
+        values = result["errors"][wanted["set"]] if "set" in wanted else result["errors"]
+        value = values[wanted["figure"]]
+        holds = None if "limit" not in wanted else bool(value is not None and abs(value) <= wanted["limit"])
+        found.append({**wanted, "value": value, "holds": holds})
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    definitions = load_yaml(HERE / "definitions.yaml")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", help=f"one of {', '.join(definitions)}")
+    name = parser.parse_args().name
+    if not name:
+        print("\n".join(definitions))
+        return
+    if name not in definitions:
+        raise ConfigError(expected=f"one of {', '.join(definitions)}", received=name, where="benchmark name", todo="mend the name")
+    spec = definitions[name]
+    before = yardstick()
+    result = {"train": train, "demo": demo, "nve": nve}[spec["kind"]](name, spec)
+    cost = result.pop("cost")
+    result |= {"figures": figures(spec, result), "definition": spec, "yardstick": {"before": before, "after": yardstick()}}
+    write_record(HERE / "records" / f"{name}.json", Record(name, hash_json(spec), result, cost, provenance()))
+    for row in result["figures"]:
+        verdict = {None: "", True: "holds", False: "DOES NOT HOLD"}[row["holds"]]
+        print(f"{name}: {row.get('set', '')} {row['figure']} = {row['value']:.4g} (limit {row.get('limit', '-')}) {verdict}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(str(error))

@@ -1,0 +1,72 @@
+"""Small structures, small models and real frames that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapis.core.seeds import generator
+from sapis.data.system import System
+from sapis.model.config import ModelConfig
+from sapis.model.potential import TransformerPotential
+
+SHARED = Path(os.environ.get("SAPIS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+ELEMENTS = (1, 6, 8)
+
+
+def apart(rng: np.random.Generator, n_atoms: int, box: np.ndarray, closest: float, pbc: bool = False) -> np.ndarray:
+    """Random positions in ``box`` (rows), no two (images included, if periodic) closer than ``closest`` Å."""
+    chosen: list[np.ndarray] = []
+    shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3), axis=-1).reshape(-1, 3) @ box if pbc else np.zeros((1, 3))
+    while len(chosen) < n_atoms:
+        trial = rng.uniform(size=3) @ box
+        if all(np.linalg.norm(trial + shifts - other, axis=1).min() > closest for other in chosen):
+            chosen.append(trial)
+    return np.array(chosen)
+
+
+def cluster(n_atoms: int = 6, seed: int = 0) -> System:
+    """A random molecule of H, C and O."""
+    rng = generator(seed, "cluster", n_atoms)
+    box = np.eye(3) * 1.4 * n_atoms ** (1 / 3)
+    return System(numbers=rng.choice(ELEMENTS, n_atoms), positions=apart(rng, n_atoms, box, 0.9))
+
+
+def crystal(n_atoms: int = 4, seed: int = 0) -> System:
+    """Random atoms in a skewed cell that is shorter than the cutoff of `small_config`: atoms see their own images."""
+    rng = generator(seed, "crystal", n_atoms)
+    cell = 3.0 * np.eye(3) + rng.normal(0, 0.3, (3, 3))
+    return System(numbers=rng.choice(ELEMENTS, n_atoms), positions=apart(rng, n_atoms, cell, 0.9, pbc=True),
+                  cell=cell, pbc=np.ones(3, dtype=bool))
+
+
+def small_config(**changes: Any) -> ModelConfig:
+    return ModelConfig(**{**dict(cutoff=3.5, n_channels=16, n_channels_carried=16, n_heads=2, n_radial=4,
+                                 n_hidden_readout=8), **changes})
+
+
+def small_potential(precision: str = "float64", seed: int = 0, **changes: Any) -> TransformerPotential:
+    return TransformerPotential(
+        small_config(**changes), elements=ELEMENTS, reference_energies=[-13.5, -1030.0, -2040.0], scale=1.3,
+        average_neighbors=8.0, precision=precision, seed=seed,
+    )
+
+
+def read_acac(count: int, file: str = "train_300K") -> list[System]:
+    """The first frames of acetylacetone, evenly spread, or a skip where the data are absent."""
+    from sapis.data.formats import read_systems
+
+    path = SHARED / "acac" / f"{file}.extxyz.gz"
+    if not path.exists():
+        pytest.skip(f"no shared data at {path}")
+    return read_systems(path, index=f"::{500 // count}")[:count]
+
+
+@pytest.fixture(scope="session")
+def acac() -> list[System]:
+    """Fifty labelled frames at 300 K."""
+    return read_acac(50)
