@@ -151,11 +151,12 @@ def main() -> None:
     if name not in definitions:
         raise ConfigError(expected=f"one of {', '.join(definitions)}", received=name, where="benchmark name", todo="mend the name")
     spec = definitions[name]
+    made_by = provenance()  # of the code that runs now, whatever is committed meanwhile
     before = yardstick()
     result = {"train": train, "demo": demo, "nve": nve}[spec["kind"]](name, spec)
     cost = result.pop("cost")
     result |= {"figures": figures(spec, result), "definition": spec, "yardstick": {"before": before, "after": yardstick()}}
-    write_record(HERE / "records" / f"{name}.json", Record(name, hash_json(spec), result, cost, provenance()))
+    write_record(HERE / "records" / f"{name}.json", Record(name, hash_json(spec), result, cost, made_by))
     for row in result["figures"]:
         verdict = {None: "", True: "holds", False: "DOES NOT HOLD"}[row["holds"]]
         print(f"{name}: {row.get('set', '')} {row['figure']} = {row['value']:.4g} (limit {row.get('limit', '-')}) {verdict}")

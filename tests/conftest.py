@@ -45,8 +45,8 @@ def crystal(n_atoms: int = 4, seed: int = 0) -> System:
 
 
 def small_config(**changes: Any) -> ModelConfig:
-    return ModelConfig(**{**dict(cutoff=3.5, n_channels=16, n_channels_carried=16, n_heads=2, n_radial=4,
-                                 n_hidden_readout=8), **changes})
+    settings = {"cutoff": 3.5, "n_channels": 16, "n_channels_carried": 16, "n_heads": 2, "n_radial": 4}
+    return ModelConfig(**{**settings, "n_hidden_readout": 8, **changes})
 
 
 def small_potential(precision: str = "float64", seed: int = 0, **changes: Any) -> TransformerPotential:
@@ -70,3 +70,38 @@ def read_acac(count: int, file: str = "train_300K") -> list[System]:
 def acac() -> list[System]:
     """Fifty labelled frames at 300 K."""
     return read_acac(50)
+
+
+def labelled_frames(count: int) -> list[System]:
+    """Labelled frames of one molecule: acetylacetone from the shared data, or where that is absent ethanol by GFN2-xTB."""
+    if (SHARED / "acac").exists():
+        return read_acac(count)
+    pytest.importorskip("tblite", reason=f"neither shared data at {SHARED} nor tblite")
+    from ase.build import molecule
+
+    from sapis.labelers.farm import apply_labels
+    from sapis.labelers.labeler import LabelerConfig, build_labeler
+    from sapis.simulate.sampling import rattled_candidates
+
+    systems = rattled_candidates([System.from_atoms(molecule("CH3CH2OH"))], count, (0.02, 0.12), 0)
+    labeler = build_labeler(LabelerConfig())
+    return apply_labels(systems, [labeler.label(system) for system in systems])[0]
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `sapis train` leaves of a tiny model: ``out`` beside ``data.extxyz`` (60 frames) and ``settings.yaml``."""
+    import yaml
+
+    from command import TINY_MODEL, sapis
+    from sapis.data.formats import write_systems
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_systems(folder / "data.extxyz", labelled_frames(60))
+    training = {"epochs": 6, "warmup_steps": 10, "validations": 3}
+    settings = {"model": TINY_MODEL, "training": training, "level_of_theory": "of the tests"}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    ending = sapis("train", folder / "data.extxyz", "--output", folder / "out", "--config", folder / "settings.yaml",
+                   "--n-validation", "10")
+    assert ending.code == 0, ending.text
+    return folder

@@ -9,6 +9,7 @@ from typing import Any
 
 from sapis.core.errors import FileError, ModelError
 from sapis.core.files import hash_file
+from sapis.core.version import __version__
 from sapis.data.system import System
 from sapis.model.potential import DTYPES, TransformerPotential
 from sapis.potential.bundle import Bundle, read_bundle, write_bundle
@@ -48,15 +49,22 @@ def load(path: str | Path, *, precision: str | None = None) -> Model:
         precision: ``float32`` or ``float64``; default: as trained.
 
     Raises:
-        FileError: missing, truncated, altered or foreign file, or one that needs a newer version.
+        FileError: missing, truncated, altered or foreign file, or one that needs another version.
     """
     bundle = read_bundle(Path(path))
     kind = ARCHITECTURES.get(bundle.architecture)
     if kind is None:
         raise FileError(expected=f"one of the architectures {', '.join(ARCHITECTURES)}", received=bundle.architecture,
                         where=str(path), todo="update sapis-md")
-    potential = kind.from_settings(bundle.settings)
-    potential.load_state_dict(bundle.weights)
+    try:
+        potential = kind.from_settings(bundle.settings)
+        potential.load_state_dict(bundle.weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FileError(
+            expected=f"settings and weights of a {bundle.architecture} as sapis {__version__} builds it",
+            received=" ".join(str(error).split())[:300], where=str(path),
+            todo="load the model with the version of sapis-md that trained it, or train it again",
+        ) from error
     potential.eval()
     if precision is not None:
         potential = potential.with_precision(_known(precision))

@@ -19,10 +19,12 @@ def check(
     from sapis.data.formats import read_systems
     from sapis.data.lint import lint, raise_on_errors
 
+    everything = []
     for file in files:
         systems = read_systems(file, keys=label_keys(energy_key, forces_key, stress_key))
         findings = lint(systems)
         typer.echo(f"{file}: {len(systems)} frames, {len(findings)} findings")
         for finding in findings:
             typer.echo(f"  {finding.severity} [{finding.rule}] {finding.where}: {finding.message}")
-        raise_on_errors(findings, waived=waive or ())
+        everything += findings
+    raise_on_errors(everything, waived=waive or ())

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import typer
 
 NEEDED = {"torch": "the model", "ase": "structures", "vesin": "neighbour lists", "safetensors": "model files"}
-OPTIONAL = {"tblite": "xtb: labels by GFN1 and GFN2", "rdkit": "smiles: molecules from SMILES", "tensorboard": "tensorboard: live curves"}
+OPTIONAL = {"tblite": "xtb: labels by GFN1 and GFN2", "rdkit": "smiles: molecules from SMILES",
+            "tensorboard": "tensorboard: live curves"}
 
 
 def doctor() -> None:
@@ -16,12 +17,13 @@ def doctor() -> None:
     from sapis.core.records import provenance
 
     about = provenance()
-    typer.echo(f"sapis {about['sapis']}, Python {about['python']}, {about['machine']['processor']}, {about['machine']['cores']} cores")
+    machine = about["machine"]
+    typer.echo(f"sapis {about['sapis']}, Python {about['python']}, {machine['processor']}, {machine['cores']} cores")
     is_healthy = True
     for package, purpose in (NEEDED | OPTIONAL).items():
         if find_spec(package) is None:
             is_healthy &= package not in NEEDED
-            typer.echo(f"  missing  {package:12s} {purpose}" + (f"  (pip install {package})"))
+            typer.echo(f"  missing  {package:12s} {purpose}  (pip install {package})")
         else:
             typer.echo(f"  ok       {package:12s} {metadata.version(package):12s} {purpose}")
     if is_healthy:
@@ -48,4 +50,5 @@ def _self_test() -> str:
     turned.rotate(37, (1, 2, 3))
     first, second = potential.predict([System.from_atoms(atoms), System.from_atoms(turned)])
     difference = abs(first.energy - second.energy)
-    return f"energy changes by {difference:.1e} eV under rotation" + ("" if difference < 1e-9 and np.isfinite(first.energy) else " – BROKEN")
+    verdict = "" if difference < 1e-9 and np.isfinite(first.energy) else " – BROKEN"
+    return f"energy changes by {difference:.1e} eV under rotation{verdict}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys
+from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys, refuse_inputs
 
 
 def evaluate(
@@ -15,7 +15,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Labelled frames (anything ASE reads).")],
     precision: Annotated[str | None, typer.Option(help="float32 or float64; default: as trained.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write all figures as JSON here.")] = None,
-    predictions: Annotated[Path | None, typer.Option(help="Write predictions as extended xyz (sapis_energy, sapis_forces) here.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write predictions (extended xyz: sapis_energy, …) here.")] = None,
     energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
 ) -> None:
     """Energy, force and stress errors (MAE and RMSE), by element and by temperature."""
@@ -24,6 +24,7 @@ def evaluate(
     from sapis.data.formats import read_systems
     from sapis.evaluate.errors import evaluate as compare
 
+    refuse_inputs({"--output": output, "--predictions": predictions}, [model, data])
     potential = load(model, precision=precision).potential
     systems = read_systems(data, keys=label_keys(energy_key, forces_key, stress_key))
     errors = compare(potential, systems)

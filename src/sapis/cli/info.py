@@ -22,7 +22,8 @@ def info(
     bundle = read_bundle(model)
     settings, card = bundle.settings, bundle.card
     if json_output:
-        typer.echo(json.dumps({"architecture": bundle.architecture, "settings": settings, "units": UNITS, "card": card}, indent=1))
+        everything = {"architecture": bundle.architecture, "settings": settings, "units": UNITS, "card": card}
+        typer.echo(json.dumps(everything, indent=1))
         return
     n_parameters = sum(tensor.numel() for tensor in bundle.weights.values())
     typer.echo(f"architecture     {bundle.architecture}, {n_parameters:,} parameters, {settings['precision']}")
@@ -35,4 +36,6 @@ def info(
         typer.echo(f"{name:16s} force RMSE {force if force is None else round(force, 2)} meV/Å, "
                    f"energy RMSE {energy if energy is None else round(energy, 3)} meV/atom, {errors.get('n')} frames")
     for check in card.get("checks", []):
-        typer.echo(f"check            {'pass' if check['passed'] else 'FAIL'} {check['name']}: {check['value']:.2e} (limit {check['limit']:.0e}) {check['unit']}")
+        verdict = "pass" if check["passed"] else "FAIL"
+        value = "not a number" if check["value"] is None else f"{check['value']:.2e}"
+        typer.echo(f"check            {verdict} {check['name']}: {value} (limit {check['limit']:.0e}) {check['unit']}")

@@ -15,13 +15,10 @@ def init(
     """Write a commented recipe."""
     from sapis.core.errors import FileError
     from sapis.core.files import write_text
-    from sapis.pipeline.recipe import EXAMPLE
+    from sapis.pipeline.recipe import example_recipe
 
     if recipe.exists():
         raise FileError(expected="a path where nothing is", received="an existing file", where=str(recipe),
                         todo="choose another name, or delete the file first")
-    # JSON strings are YAML strings: quotes and colons of a SMILES stay what they are.
-    import json
-
-    write_text(recipe, EXAMPLE.format(title=json.dumps(smiles), smiles=json.dumps(smiles), output=f"runs/{recipe.stem}"))
+    write_text(recipe, example_recipe(recipe, smiles))
     typer.echo(f"wrote {recipe}; next: sapis run {recipe}")

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from sapis.cli.options import refuse_inputs
+
 
 def md(
     model: Annotated[Path, typer.Argument(help="A model bundle.")],
     structure: Annotated[Path, typer.Argument(help="Starting structure (anything ASE reads).")],
-    temperature_K: Annotated[float, typer.Option("--temperature-K", min=0.001)] = 300.0,  # noqa: N803
+    temperature_K: Annotated[float, typer.Option("--temperature-K", min=0.001)] = 300.0,
     time_ps: Annotated[float, typer.Option(min=0.001)] = 1.0,
     timestep_fs: Annotated[float, typer.Option(min=0.001)] = 0.5,
     ensemble: Annotated[str, typer.Option(help="nve or nvt")] = "nve",
@@ -27,6 +29,7 @@ def md(
     from sapis.data.formats import read_systems
     from sapis.simulate.md import order_test, run_nve, run_nvt
 
+    refuse_inputs({"--output": output}, [model, structure])
     if ensemble not in ("nve", "nvt"):
         raise ConfigError(expected="nve or nvt", received=ensemble, where="--ensemble", todo="give one of them")
     calculator = load(model).calculator(precision)

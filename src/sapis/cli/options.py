@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,20 @@ if TYPE_CHECKING:
 EnergyKey = Annotated[str | None, typer.Option(help="Key of the energy labels; default: found by itself.")]
 ForcesKey = Annotated[str | None, typer.Option(help="Key of the force labels; default: found by itself.")]
 StressKey = Annotated[str | None, typer.Option(help="Key of the stress labels; default: found by itself.")]
+
+
+def refuse_inputs(outputs: dict[str, Path | None], inputs: list[Path]) -> None:
+    """Nobody means to write over what is being read.
+
+    Raises:
+        ConfigError: an output is one of the inputs.
+    """
+    from sapis.core.errors import ConfigError
+
+    for option, output in outputs.items():
+        if output is not None and output.resolve() in [path.resolve() for path in inputs]:
+            raise ConfigError(expected="an output that is none of the input files", received=str(output), where=option,
+                              todo="choose another name")
 
 
 def label_keys(energy: str | None, forces: str | None, stress: str | None) -> LabelKeys:

@@ -16,7 +16,7 @@ def train(
     validation: Annotated[Path | None, typer.Option(help="Validation frames; default: some of the training frames.")] = None,
     n_validation: Annotated[int, typer.Option(min=1, help="How many training frames to validate on, if no file is given.")] = 50,
     test: Annotated[list[Path] | None, typer.Option(help="Test frames (repeatable).")] = None,
-    isolated: Annotated[Path | None, typer.Option(help="Isolated atoms for the reference energies; default: least squares.")] = None,
+    isolated: Annotated[Path | None, typer.Option(help="Isolated atoms, for reference energies; default: least squares.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with `model:` and `training:` settings.")] = None,
     cpu_seconds: Annotated[float | None, typer.Option(min=1, help="Budget in CPU seconds.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Budget in epochs.")] = None,
@@ -27,11 +27,12 @@ def train(
     """Train on labelled files, test, check the physics, write one bundle. The same command goes on after a stop."""
     from sapis.core.config import load_yaml, parse_config
     from sapis.pipeline.train import TrainRequest, train_files
+    from sapis.training.config import TrainingConfig
 
-    values = load_yaml(config) if config else {}
-    request = parse_config(TrainRequest, {**values} if isinstance(values, dict) else values, where=str(config))
-    chosen = {"cpu_seconds": cpu_seconds, "epochs": epochs, "seed": seed}
-    training = request.training.model_copy(update={key: value for key, value in chosen.items() if value is not None})
+    request = parse_config(TrainRequest, load_yaml(config) if config else {}, where=str(config))
+    options = {"cpu_seconds": cpu_seconds, "epochs": epochs, "seed": seed}
+    chosen = {key: value for key, value in options.items() if value is not None}
+    training = parse_config(TrainingConfig, {**request.training.model_dump(), **chosen}, where="options")
     request = request.model_copy(update={"training": training})
     outcome = train_files(
         data, output, request, validation=validation, n_validation=n_validation, tests=test or [], isolated=isolated,
@@ -40,4 +41,5 @@ def train(
     for name, errors in outcome.errors.items():
         typer.echo(f"{name}: force RMSE {errors['force_rmse_meV_A'] or float('nan'):.1f} meV/Å, "
                    f"energy RMSE {errors['energy_rmse_meV_atom'] or float('nan'):.2f} meV/atom ({errors['n']} frames)")
-    typer.echo(f"physics checks: {'all passed' if outcome.all_passed else 'SOME FAILED'}\nmodel: {outcome.model}\nhash:  {outcome.model_hash}")
+    verdict = "all passed" if outcome.all_passed else "SOME FAILED"
+    typer.echo(f"physics checks: {verdict}\nmodel: {outcome.model}\nhash:  {outcome.model_hash}")

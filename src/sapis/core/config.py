@@ -16,7 +16,7 @@ from sapis.core.files import read_text
 class Config(BaseModel):
     """Ancestor of every group of settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
@@ -41,20 +41,32 @@ def parse_config(kind: type[C], values: Any, *, where: str) -> C:
 
 
 def load_yaml(path: Path) -> Any:
-    """Read YAML as plain data (no tags, no code).
+    """Read YAML as plain data (no tags, no code, no key twice).
 
     Raises:
-        ConfigError: the text is not YAML.
+        ConfigError: the text is not YAML, or not plain.
         FileError: the file is missing or empty.
     """
     text = read_text(path)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_PlainLoader)
     except yaml.YAMLError as error:
         raise ConfigError(
             expected="a YAML file of plain values", received=str(error).replace("\n", " "), where=str(path),
             todo="mend the line named; `sapis init` makes a commented example",
         ) from None
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key that is given twice is an error: by itself it keeps the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
 def _explain(kind: type[Config], error: ValidationError, where: str) -> ConfigError:
@@ -73,8 +85,8 @@ def _explain(kind: type[Config], error: ValidationError, where: str) -> ConfigEr
     if first["type"] == "missing":
         return ConfigError(expected=f"the key {path[-1]!r}", received="nothing", where=place, todo="add it")
     return ConfigError(
-        expected=first["msg"].removeprefix("Value error, "), received=f"{first['input']!r:.120}", where=place,
-        todo="mend this value; `sapis init` makes a commented example",
+        expected=first["msg"].removeprefix("Value error, ").removeprefix("Input should be "),
+        received=f"{first['input']!r:.120}", where=place, todo="mend this value; `sapis init` makes a commented example",
     )
 
 

@@ -14,25 +14,41 @@ from typing import Any
 
 from sapis.core.errors import FileError
 
+PART_SUFFIX = ".part"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes ``path``'s place in one step.
 
     A reader sees the old file or the new one, never a part: the data reach the disk before the rename.
+
+    Raises:
+        FileError: the file cannot be written; what was at ``path`` is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
     try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART_SUFFIX, dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.chmod(0o644)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> FileError:
+    """The error for a file or folder that the system refuses to write."""
+    return FileError(
+        expected="a path that can be written", received=error.strerror or str(error), where=str(path),
+        todo="free space on the disk, or give another path; what was there before is unchanged",
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -53,14 +53,7 @@ class LabelCache:
             FileError: the folder cannot be written.
         """
         body = {"key": key, "failure" if isinstance(outcome, Failure) else "label": asdict(outcome)}
-        try:
-            write_json(self.path(key), {**body, "content_hash": hash_json(body)})
-        except OSError as error:
-            raise FileError(
-                expected="a folder for labels that can be written", received=str(error),
-                where=str(self.folder),
-                todo="free space on the disk, or give another folder; labels already kept are not lost",
-            ) from error
+        write_json(self.path(key), {**body, "content_hash": hash_json(body)})
 
 
 def _label(body: dict[str, Any]) -> Label:

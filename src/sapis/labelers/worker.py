@@ -55,13 +55,17 @@ def serve(handle: int) -> None:
 def report_progress(amount: int = 0) -> None:
     """Tell the parent that ``amount`` more is done, or (0) only that this worker is alive.
 
-    Either restarts the clock of the pool's time limit. Does nothing outside a worker.
+    Either restarts the clock of the pool's time limit. Does nothing outside a worker. Ends the worker if the parent is gone:
+    an exception here would look to the task like a failure of its own, with a result that is kept.
     """
     global _last_report
     if _parent is None or (amount == 0 and time.monotonic() - _last_report < HEARTBEAT_S):
         return
     _last_report = time.monotonic()
-    _parent.send((PROGRESS, amount, _cpu_seconds()))
+    try:
+        _parent.send((PROGRESS, amount, _cpu_seconds()))
+    except OSError:
+        _end()
 
 
 def _built(message: bytes) -> Callable[[Any], Any]:
@@ -92,6 +96,11 @@ def _receive(connection: Connection, inbox: queue.SimpleQueue[bytes | None]) -> 
             break
     inbox.put(None)
     time.sleep(ORPHAN_GRACE_S)
+    _end()
+
+
+def _end() -> None:
+    """End this process and whatever it started."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sapis.so3.coupling import coupling_paths, gaunt_table
-from sapis.so3.harmonics import degrees
+from sapis.so3.harmonics import degrees, row_products
 
 NORM_EPSILON = 1e-6
 NORM_GROUP = 32
@@ -107,54 +107,49 @@ class DegreeLinear(nn.Module):
 class Coupling(nn.Module):
     """All natural-parity products of rows of degree l1 with rows of degree l2, mixed over paths and channels.
 
-    The pairs ``(m1, m2)`` that can contribute enter a constant matrix (one product), then each path has a dense map
-    over channels, then paths with the same outcome are added.
+    Products of rows enter a constant matrix (one matrix product), then each path has a dense map over channels, and paths
+    with the same outcome are added.
 
     Args:
         l1_max, l2_max, l_max_out: degrees of the two factors and of the result.
         is_symmetric: both factors are the same features, so (l1, l2) and (l2, l1) are one path.
-        is_dense: take all pairs, in order, whether they contribute or not.
     """
 
     def __init__(self, l1_max: int, l2_max: int, l_max_out: int, n_in: int, n_out: int, dtype: torch.dtype, *,
-                 is_symmetric: bool = False, is_dense: bool = False) -> None:
+                 is_symmetric: bool = False) -> None:
         super().__init__()
         paths = coupling_paths(l1_max, l2_max, l_max_out, is_symmetric=is_symmetric)
-        self.degrees_out = [l3 for _, _, l3 in paths]
-        n1, n2 = (l1_max + 1) ** 2, (l2_max + 1) ** 2
-        table = np.zeros((sum(2 * l3 + 1 for l3 in self.degrees_out), n1, n2))
-        row = 0
+        blocks = []
         for l1, l2, l3 in paths:
-            block = np.moveaxis(gaunt_table(l1, l2, l3), -1, 0)
-            table[row : row + 2 * l3 + 1, l1 * l1 : (l1 + 1) ** 2, l2 * l2 : (l2 + 1) ** 2] = block
-            row += 2 * l3 + 1
-        if is_symmetric:
-            table = np.triu(table + np.tril(table, -1).swapaxes(1, 2))
-        first, second = np.nonzero(np.any(table != 0, axis=0) | is_dense)
-        self._constant("first", first)
-        self._constant("second", second)
-        self._constant("table", torch.as_tensor(table[:, first, second], dtype=dtype))
+            block = np.zeros((2 * l3 + 1, (l1_max + 1) ** 2, (l2_max + 1) ** 2))
+            block[:, l1 * l1 : (l1 + 1) ** 2, l2 * l2 : (l2 + 1) ** 2] = np.moveaxis(gaunt_table(l1, l2, l3), -1, 0)
+            blocks.append(block)
+        table = np.concatenate(blocks)
+        # Scalars of two features of equal degrees need only products of equal rows.
+        self.is_diagonal = l_max_out == 0 and l1_max == l2_max
+        table = np.einsum("raa->ra", table) if self.is_diagonal else table.reshape(len(table), -1)
+        self.register_buffer("table", torch.as_tensor(table, dtype=dtype), persistent=False)
+        self.n_paths = np.bincount([l3 for _, _, l3 in paths]).tolist()
         # Paths that meet in one degree share its unit variance.
-        n_paths = np.bincount(self.degrees_out)
-        spread = torch.tensor([1 / math.sqrt(n_in * n_paths[l3]) for l3 in self.degrees_out], dtype=dtype)
+        spread = torch.tensor([1 / math.sqrt(n_in * self.n_paths[l3]) for _, _, l3 in paths], dtype=dtype)
         self.weight = nn.Parameter(torch.randn(len(paths), n_in, n_out, dtype=dtype) * spread[:, None, None])
 
-    def _constant(self, name: str, value: np.ndarray | torch.Tensor) -> None:
-        self.register_buffer(name, torch.as_tensor(value), persistent=False)
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """``(lm1, atoms, n_in)``, ``(lm2, atoms, n_in)`` -> ``(lm_out, atoms, n_out)``."""
+        if self.is_diagonal:
+            return self.mix(one * other)
+        return self.mix((one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1))
 
-    def forward(self, pairs: torch.Tensor) -> torch.Tensor:
-        """``(pairs, atoms, n_in)`` -> ``(lm, atoms, n_out)``; see `pairs_of` for the first axis."""
-        rows = (self.table @ pairs.flatten(1)).view(-1, pairs.shape[-1])
+    def mix(self, pairs: torch.Tensor) -> torch.Tensor:
+        """``(lm1 * lm2, atoms, n_in)`` -> ``(lm_out, atoms, n_out)``."""
         atoms = pairs.shape[1]
-        blocks = rows.split([(2 * l3 + 1) * atoms for l3 in self.degrees_out])
-        outcomes: dict[int, torch.Tensor] = {}
-        for l3, block, matrix in zip(self.degrees_out, blocks, self.weight.unbind(), strict=True):
-            outcomes[l3] = torch.addmm(outcomes[l3], block, matrix) if l3 in outcomes else block @ matrix
-        return torch.cat(list(outcomes.values())).view(-1, atoms, self.weight.shape[-1])
-
-    def pairs_of(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Products of the rows that can couple: two ``(lm, atoms, n)`` -> ``(pairs, atoms, n)``."""
-        return one.index_select(0, self.first) * other.index_select(0, self.second)
+        rows = (self.table @ pairs.flatten(1)).view(-1, pairs.shape[-1])
+        blocks = rows.split([n * (2 * l3 + 1) * atoms for l3, n in enumerate(self.n_paths)])
+        outcomes = [
+            torch.bmm(block.view(n, -1, block.shape[-1]), weight).sum(0)
+            for n, block, weight in zip(self.n_paths, blocks, self.weight.split(self.n_paths), strict=True)
+        ]
+        return torch.cat(outcomes).view(-1, atoms, self.weight.shape[-1])
 
 
 class Attention(nn.Module):
@@ -181,25 +176,27 @@ class Attention(nn.Module):
         self.temperature = nn.Parameter(torch.full((n_heads,), 1.0, dtype=dtype))
         self.radial_bias = nn.Parameter(torch.randn(n_radial, n_heads, dtype=dtype) / math.sqrt(n_radial))
         self.value = DegreeLinear(l_max_carried, n_channels, n_carried, dtype)
-        heads = torch.eye(n_heads, dtype=dtype).repeat_interleave(n_channels // n_heads, dim=0)
-        self.register_buffer("head_of_channel", heads, persistent=False)
-        self.coupling = Coupling(l_max, l_max_carried, l_max, n_radial * n_carried, n_channels, dtype,
-                                 is_dense=True)
+        # Zeros and ones that spread over channels what belongs to a head. A product with them takes the place of broadcasting,
+        # which is slow where the innermost axis is short (measured: a tenth of a training step).
+        heads = torch.eye(n_heads, dtype=dtype)
+        self.register_buffer("head_of_channel", heads.repeat_interleave(n_channels // n_heads, dim=0), persistent=False)
+        spread = heads.repeat_interleave(n_carried // n_heads, dim=1).repeat(1, self.n_lm_carried)
+        self.register_buffer("value_of_head", spread, persistent=False)
+        self.coupling = Coupling(l_max, l_max_carried, l_max, n_radial * n_carried, n_channels, dtype)
 
     def forward(self, features: torch.Tensor, edges: Edges) -> torch.Tensor:
         """``(lm, atoms, channels)`` -> ``(lm, atoms, channels)``."""
-        atoms, slots = edges.senders.shape
+        atoms = len(edges.senders)
         scalars = self.norm(features[0])
         values = self.value(features[: self.n_lm_carried]).transpose(0, 1).flatten(1)
         keys = self._per_head_norm(self.key(scalars))
         sent = gather(torch.cat((keys, values), dim=-1), edges.senders, edges.reverse)
         keys, values = sent.split((keys.shape[-1], values.shape[-1]), dim=-1)
         weights = self._weights(scalars, keys, edges.radial)
-        weighted = values.view(atoms, slots, self.n_lm_carried, self.n_heads, -1) * weights[:, :, None, :, None]
-        density = torch.bmm(edges.basis.transpose(1, 2), weighted.flatten(2))
+        density = torch.bmm(edges.basis.transpose(1, 2), values * (weights @ self.value_of_head))
         shape = ((self.l_max + 1) ** 2, self.n_radial, self.n_lm_carried, self.n_carried)
         pairs = density.view(atoms, *shape).permute(1, 3, 0, 2, 4).reshape(shape[0] * shape[2], atoms, -1)
-        return self.coupling(pairs)
+        return self.coupling.mix(pairs)
 
     def _weights(self, scalars: torch.Tensor, keys: torch.Tensor, radial: torch.Tensor) -> torch.Tensor:
         """``<K>^(-1/2) (1 + SiLU(q . k + b . rho))``, ``(atoms, slots, heads)``."""
@@ -219,12 +216,12 @@ class Edges:
     Attributes:
         senders, reverse: as in `Batch`.
         radial: ``(atoms, slots, radial)``.
-        basis: radial functions times harmonics, ``(atoms, slots, lm * radial)``.
+        basis: harmonics times radial functions, ``(atoms, slots, lm * radial)``.
     """
 
     def __init__(self, senders: torch.Tensor, reverse: torch.Tensor, radial: torch.Tensor, harmonics: torch.Tensor) -> None:
         self.senders, self.reverse, self.radial = senders, reverse, radial
-        self.basis = (harmonics.unsqueeze(-1) * radial.unsqueeze(-2)).flatten(2)
+        self.basis = row_products(harmonics, radial)
 
 
 class Product(nn.Module):
@@ -250,7 +247,7 @@ class Product(nn.Module):
         power = features
         result = features[: self.n_lm_out] * weights[0].index_select(0, self.degree)
         for n, coupling in enumerate(self.couplings, start=1):
-            power = coupling(coupling.pairs_of(power, features))
+            power = coupling(power, features)
             result = result + power[: self.n_lm_out] * weights[n].index_select(0, self.degree)
         return result
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -40,6 +42,7 @@ class SplitConfig(Config):
 
     train: float = Field(0.8, gt=0, lt=1)
     validation: float = Field(0.1, gt=0, lt=1)
+    hot: float = Field(0.12, gt=0, lt=1, description="of all labels, kept for the test at the hot temperature")
     waive: list[str] = Field(default_factory=list, description="names of lint rules whose errors are accepted")
 
     @model_validator(mode="after")
@@ -66,7 +69,7 @@ class Recipe(Config):
     system: SystemConfig
     output: Path = Field(description="folder of the run")
     labeler: LabelerConfig = LabelerConfig()
-    temperatures_K: list[float] = Field([300.0, 500.0], min_length=1)
+    temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 500.0], min_length=1)
     hot_temperature_K: float | None = Field(800.0, gt=0, description="sampled too, but only used as a test")
     budget: BudgetConfig = BudgetConfig()
     candidates: CandidatesConfig = CandidatesConfig()
@@ -81,6 +84,12 @@ class Recipe(Config):
     def _hot_is_hotter(self) -> Recipe:
         if self.hot_temperature_K is not None and self.hot_temperature_K <= max(self.temperatures_K):
             raise ValueError("hot_temperature_K above all of temperatures_K (it tests extrapolation)")
+        return self
+
+    @model_validator(mode="after")
+    def _one_place_each(self) -> Recipe:
+        if self.training.cpu_seconds is not None or self.training.seed != 0:
+            raise ValueError("no cpu_seconds or seed under training: a recipe gives them as budget.cpu_seconds and seed")
         return self
 
 
@@ -98,10 +107,17 @@ def read_recipe(path: Path) -> Recipe:
     return recipe.model_copy(update={"system": system, "output": path.parent / recipe.output})
 
 
+def example_recipe(path: Path, smiles: str) -> str:
+    """The commented recipe that `sapis init` writes to ``path``."""
+    # JSON strings are YAML strings: quotes and colons stay what they are.
+    title, output = (json.dumps(text, ensure_ascii=False) for text in (smiles, f"runs/{path.stem}"))
+    return EXAMPLE.format(title=title, smiles=title, output=output)
+
+
 EXAMPLE = """\
 # A recipe for `sapis run`. Every key but `system` and `output` is optional; the values shown are the defaults
 # unless a comment says otherwise. Paths are relative to this file.
-title: {title}
+title: {title}                 # of the report; default: the SMILES or the file
 system:
   smiles: {smiles}             # or `file: molecule.xyz` (anything ASE reads, periodic cells included)
   # charge: 0                # default: the SMILES's formal charge
@@ -118,9 +134,9 @@ hot_temperature_K: 800       # labelled too, but only used as a test of extrapol
 budget:
   labels: 500
   cpu_seconds: 900           # of training
-# candidates: {{rattle_fraction: 0.15, decorrelation_fs: 20}}
+# candidates: {{rattle_fraction: 0.1, decorrelation_fs: 20}}
 # model: {{n_channels: 64, l_max: 2, n_layers: 2, cutoff: 5.0}}
-# training: {{batch_size: 5, learning_rate: 0.01, epochs: 200, precision: float32}}
+# training: {{batch_size: 5, learning_rate: 0.01, precision: float32}}   # `epochs: 60` ends it before the budget does
 # dynamics: {{temperature_K: 300, nve_ps: 2}}
 seed: 0
 """

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sapis.core.files import write_text
+import torch
+
+from sapis.core.config import parse_config
+from sapis.core.files import read_json, write_text
 from sapis.core.memory import keep_freed_memory
 from sapis.core.records import read_record
 from sapis.core.seeds import derive_seed
@@ -48,6 +51,8 @@ def run(recipe: Recipe) -> Outcome:
         SapisError: bad input; everything finished so far is kept.
     """
     keep_freed_memory()
+    # Here and not only in the training, which a resumed run may skip: another number of threads, other last digits.
+    torch.set_num_threads(recipe.training.threads)
     work = Workspace(recipe.output)
     with work.locked():
         write_text(work.path("recipe.json"), json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
@@ -62,7 +67,7 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
         return {"version": __version__, **{name: values[name] for name in names}}
 
     found = work.step(
-        "candidates", settings("system", "labeler", "temperatures_K", "hot_temperature_K", "candidates", "seed")
+        "candidates", settings("system", "labeler", "temperatures_K", "hot_temperature_K", "candidates", "split", "seed")
         | {"n": recipe.budget.labels}, ["candidates.extxyz"],
         lambda: steps.candidates(recipe, work.path("trajectories"), work.path("candidates.extxyz")),
     )
@@ -77,7 +82,8 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
     )
     training = recipe.training.model_copy(update={"cpu_seconds": recipe.budget.cpu_seconds, "seed": recipe.seed})
     trained = work.step(
-        "train", settings("model", "seed") | split.result["files"] | {"training": training.model_dump()}, ["training/model.sapis"],
+        "train", settings("model", "seed") | split.result["files"] | {"training": training.model_dump()},
+        ["training/model.sapis"],
         lambda: steps.train(
             steps.read_parts(work.folder), {int(z): value for z, value in labelled.result["isolated"].items()},
             recipe.model, training, work.path("training"), work.path("training/model.sapis"),
@@ -94,7 +100,8 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
     checked_systems = [system.without_labels() for system in parts["train"][:N_CHECKED_STRUCTURES]]
     checked = work.step("checks", uses_model | settings("dynamics", "seed"), [],
                         lambda: steps.checks(model, checked_systems, md.result))
-    errors = {name: {key: value for key, value in found.items() if key != "parity"} for name, found in test.result["sets"].items()}
+    errors = {name: {key: value for key, value in found.items() if key != "parity"}
+              for name, found in test.result["sets"].items()}
     dynamics = {name: {key: value for key, value in found.items() if key != "trace"} for name, found in md.result.items()
                 if name != "files"}
     card = {"test": errors, "dynamics": dynamics, "checks": checked.result["checks"]}
@@ -111,9 +118,15 @@ STEPS = ("candidates", "labels", "data", "train", "test", "md", "checks", "bundl
 
 
 def report(folder: Path, usage: str = "") -> Path:
-    """Write ``folder/report.html`` from the records in ``folder``; returns its path."""
+    """Write ``folder/report.html`` from the records in ``folder``; returns its path.
+
+    Raises:
+        FileError: no ``recipe.json``, or a record that is damaged.
+        ConfigError: ``recipe.json`` is not that of a run.
+    """
     work = Workspace(folder)
-    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    path = folder / "recipe.json"
+    recipe = parse_config(Recipe, read_json(path), where=str(path)).model_dump(mode="json")
     records = {name: asdict(read_record(work.record_path(name))) for name in STEPS if work.record_path(name).exists()}
     if "train" in records and "data" in records:
         for key in ("reference_energies", "reference_source"):

@@ -41,13 +41,17 @@ def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
     """Structures worth labelling, from molecular dynamics with the labeler and from rattling."""
     starts = load_structure(recipe.system.smiles, recipe.system.file, recipe.system.charge, recipe.system.spin,
                             n_conformers=recipe.candidates.n_conformers, seed=recipe.seed)
-    temperatures = [*recipe.temperatures_K, *([recipe.hot_temperature_K] if recipe.hot_temperature_K else [])]
-    found = make_candidates(starts, recipe.labeler, temperatures, recipe.budget.labels, recipe.candidates,
-                            derive_seed(recipe.seed, "candidates"), folder, recipe.workers)
+    hot, n_total = recipe.hot_temperature_K, recipe.budget.labels
+    n_hot = round(n_total * recipe.split.hot) if hot is not None else 0
+    seed = derive_seed(recipe.seed, "candidates")
+    found = make_candidates(starts, recipe.labeler, recipe.temperatures_K, n_total - n_hot, recipe.candidates, seed, folder, recipe.workers)
+    if hot is not None:
+        from_dynamics = recipe.candidates.model_copy(update={"rattle_fraction": 0.0})
+        found += make_candidates(starts, recipe.labeler, [hot], n_hot, from_dynamics, seed, folder, recipe.workers)
     write_systems(target, found)
     return {
         "n": len(found), "by_source": Counter(str(system.tags.get("source", "start")) for system in found),
-        "temperatures_K": temperatures, "n_starts": len(starts), "formula": starts[0].formula,
+        "temperatures_K": [*recipe.temperatures_K, *([hot] if hot is not None else [])], "n_starts": len(starts), "formula": starts[0].formula,
     }
 
 
@@ -88,6 +92,8 @@ def data(recipe: Recipe, source: Path, folder: Path) -> dict[str, Any]:
     for name, part in parts.items():
         if part:
             write_systems(folder / f"{name}.extxyz", part)
+        else:  # an earlier split may have left one
+            (folder / f"{name}.extxyz").unlink(missing_ok=True)
     return {
         "n_train": len(split.train), "n_validation": len(split.validation), "n_test": len(split.test), "n_ood": len(hot),
         "n_dropped": len(split.dropped), "ood_temperature_K": recipe.hot_temperature_K,

@@ -7,17 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sapis.api import load
 from sapis.core.config import Config
+from sapis.core.errors import ConfigError, DataError
 from sapis.core.memory import keep_freed_memory
 from sapis.core.version import __version__
-from sapis.core.errors import DataError
 from sapis.data.formats import LabelKeys, read_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.reference import reference_energies_from_isolated
 from sapis.data.splits import random_split
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
-from sapis.api import load
 from sapis.model.config import ModelConfig
 from sapis.pipeline import steps
 from sapis.pipeline.workspace import Workspace
@@ -60,6 +62,7 @@ def train_files(
         SapisError: bad input.
     """
     keep_freed_memory()
+    torch.set_num_threads(request.training.threads)
     weights = request.training
     needed = [name for name, weight in (("energy", weights.energy_weight), ("forces", weights.force_weight)) if weight]
     train = read_systems(data, keys=keys, require=needed)
@@ -67,15 +70,16 @@ def train_files(
         held = read_systems(validation, keys=keys, require=needed)
     else:
         if n_validation >= len(train):
-            raise DataError(expected=f"more than {n_validation} frames, of which {n_validation} validate", received=str(len(train)),
-                            where=str(data), todo="give more frames, or a smaller --n-validation")
+            raise DataError(expected=f"more than {n_validation} frames, of which {n_validation} validate",
+                            received=str(len(train)), where=str(data), todo="give more frames, or a smaller --n-validation")
         split = random_split(train, len(train) - n_validation, n_validation, request.training.seed)
         train, held = split.train, split.validation
-    test_sets = {path.name.split(".")[0]: read_systems(path, keys=keys) for path in tests}
+    test_sets = {name: read_systems(path, keys=keys) for name, path in _names(tests).items()}
     everything = [system for systems in test_sets.values() for system in systems]
     findings = lint(train, needs=needed) + lint_splits(train, held, everything)
     raise_on_errors(findings, waived=waived)
-    atoms = reference_energies_from_isolated(read_systems(isolated)) if isolated else {}
+    energy_key = LabelKeys(energy=keys.energy if keys else None)
+    atoms = reference_energies_from_isolated(read_systems(isolated, keys=energy_key)) if isolated else {}
 
     work = Workspace(output)
     parts = {"train": train, "validation": held}
@@ -94,9 +98,23 @@ def train_files(
         card = {"test": {name: {key: value for key, value in found.items() if key != "parity"}
                          for name, found in test.result["sets"].items()}, "checks": checked.result["checks"],
                 "findings": [asdict(finding) for finding in findings]}
-        final = work.step("bundle", uses_model | card, ["model.sapis"], lambda: steps.bundle(model, work.path("model.sapis"), card))
+        final = work.step("bundle", uses_model | card, ["model.sapis"],
+                          lambda: steps.bundle(model, work.path("model.sapis"), card))
+    used = {name: {"n": len(part), "hash": hashes[name]} for name, part in (parts | test_sets).items()}
     return TrainOutcome(work.path("model.sapis"), final.result["model_hash"], card["test"], checked.result["all_passed"],
-                        trained.result, trained.cost, {name: {"n": len(part), "hash": hashes[name]} for name, part in (parts | test_sets).items()})
+                        trained.result, trained.cost, used)
+
+
+def _names(tests: Sequence[Path]) -> dict[str, Path]:
+    """Test files by the name that their errors will carry, which must tell them apart."""
+    named: dict[str, Path] = {}
+    for path in tests:
+        name = path.name.split(".")[0]
+        if name in (*named, "train", "validation"):
+            raise ConfigError(expected="test files with names of their own, neither train nor validation", received=repr(name),
+                              where=f"--test {path}", todo="rename or link this file")
+        named[name] = path
+    return named
 
 
 def _errors(model: Path, sets: dict[str, list[System]]) -> dict[str, Any]:

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from sapis.core.errors import FileError
-from sapis.core.files import hash_file, hash_json
+from sapis.core.files import PART_SUFFIX, cannot_write, hash_file, hash_json
 from sapis.core.progress import console
 from sapis.core.records import Record, Stopwatch, provenance, read_record, valid_record, write_record
 
 Step = Callable[[], dict[str, Any]]
+
+LOCK = ".lock"
+# What runs write; in a folder where no run has been, files with these names belong to somebody.
+OUTPUTS = (
+    "candidates.extxyz", "hot.extxyz", "labels", "labels.extxyz", "model.sapis", "recipe.json", "records", "report.html",
+    "test.extxyz", "train.extxyz", "training", "trajectories", "validation.extxyz",
+)
 
 
 class Workspace:
@@ -63,15 +70,36 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second run out of the same folder; the lock goes with the process, however it ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
+        """Keep a second run out of the same folder; the lock goes with the process, however it ends.
+
+        Raises:
+            FileError: another run holds the folder, it cannot be written, or it holds files that no run wrote.
+        """
+        handle = self._open_lock()
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise FileError(expected="a folder that no other run is using", received="another `sapis run` holds it",
+                raise FileError(expected="a folder that no other run is using", received="another run holds it",
                                 where=str(self.folder), todo="wait for it or stop it, or choose another output folder") from None
+            # A killed run could not take away what it had half written.
+            for part in self.folder.rglob(f".*{PART_SUFFIX}"):
+                part.unlink(missing_ok=True)
             yield
         finally:
             os.close(handle)
+
+    def _open_lock(self) -> int:
+        lock = self.path(LOCK)
+        found = [name for name in OUTPUTS if self.path(name).exists()]
+        if found and not lock.exists() and "records" not in found:
+            raise FileError(
+                expected="an output folder that is new, or of an earlier run",
+                received=f"files that no run wrote: {', '.join(found)}", where=str(self.folder),
+                todo="choose another output folder, or move these files away: they would be replaced",
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return os.open(lock, os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error

@@ -55,21 +55,29 @@ def read_bundle(path: Path) -> Bundle:
         FileError: missing, empty, truncated, altered or foreign file, or a newer format.
     """
     weights, header = read_tensors(path)
-    if "architecture" not in header:
+    version = header.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise FileError(expected=f"format_version <= {FORMAT_VERSION}", received=str(version),
+                        where=str(path), todo="update sapis-md")
+    if version is None or not header.keys() >= {"architecture", "settings", "card"}:
         raise FileError(expected="a model bundle", received="a sapis file of another kind (a checkpoint?)", where=str(path),
                         todo="give the .sapis file that the training wrote")
-    if header["format_version"] > FORMAT_VERSION:
-        raise FileError(expected=f"format_version <= {FORMAT_VERSION}", received=str(header["format_version"]),
-                        where=str(path), todo="update sapis-md")
     return Bundle(header["architecture"], header["settings"], weights, header["card"])
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-    """Write tensors and a JSON header to one safetensors file, atomically, with the hash of both."""
+    """Write tensors and a JSON header to one safetensors file, atomically, with the hash of both.
+
+    The same content gives the same bytes, so the metadata have one entry: safetensors writes several in random order.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(header, sort_keys=True)
+    header = json.loads(_text(header))  # as a reader will see it
+    text = _text({**header, "content_hash": hash_tensors(tensors, _text(header))})
     with replacing(path) as part:
-        save_file(tensors, part, metadata={"sapis": text, "content_hash": hash_tensors(tensors, text)})
+        try:
+            save_file(tensors, part, metadata={"sapis": text})
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -83,16 +91,20 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        text = metadata["sapis"]
+        header = json.loads(metadata["sapis"])
         problem = "content that does not match its hash: truncated or altered"
-        if metadata["content_hash"] == hash_tensors(tensors, text):
-            return tensors, json.loads(text)
-    except KeyError as error:
-        problem = f"a safetensors file without the entry {error}: not written by sapis"
+        if header.pop("content_hash") == hash_tensors(tensors, _text(header)):
+            return tensors, header
+    except (KeyError, AttributeError, TypeError) as error:
+        problem = f"a safetensors file that sapis did not write ({error})"
     except (SafetensorError, OSError, ValueError) as error:
         problem = f"not a whole safetensors file ({error})"
     raise FileError(expected="a whole file written by sapis (safetensors with a sapis header)", received=problem,
                     where=str(path), todo="restore the file from its source, or make it again")
+
+
+def _text(header: dict[str, Any]) -> str:
+    return json.dumps(header, sort_keys=True)
 
 
 def hash_tensors(tensors: dict[str, torch.Tensor], text: str = "") -> str:

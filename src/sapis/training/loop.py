@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sapis.core.errors import TrainingError
+from sapis.core.errors import FileError, TrainingError
 from sapis.core.files import hash_json, replacing
 from sapis.core.progress import progress_bar
 from sapis.core.seeds import generator
@@ -232,11 +232,11 @@ class Training:
         path = self.folder / CHECKPOINT
         if not path.exists():
             return
-        tensors, state = read_tensors(path)
+        tensors, state = _read_checkpoint(path)
         if state.pop("identity", None) != self.identity:
             raise TrainingError(
                 expected="a checkpoint of this same training (model, data, settings)", received="one of another training",
-                where=str(path), todo="choose another output folder, or delete this one",
+                where=str(path), todo=f"choose another output folder, or delete the folder {path.parent}",
             )
         moments: dict[int, dict[str, torch.Tensor]] = {}
         with torch.no_grad():
@@ -252,12 +252,14 @@ class Training:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.progress = Progress(**state)
+        if self.progress.history:
+            _read_checkpoint(self.folder / BEST)  # its damage would otherwise show at the end, when all is spent
 
     def _finish(self) -> None:
         self.save()
         if self.board is not None:
             self.board.close()
-        best, _ = read_tensors(self.folder / BEST)
+        best, _ = _read_checkpoint(self.folder / BEST)
         self.potential.load_state_dict(best)
 
 
@@ -278,6 +280,16 @@ class _Weights:
     def _set(self, values: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    try:
+        return read_tensors(path)
+    except FileError as error:
+        raise FileError(
+            expected=error.expected, received=error.received, where=error.where,
+            todo=f"delete {CHECKPOINT} and {BEST} in {path.parent}; the same command then trains from the start",
+        ) from None
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -28,13 +28,13 @@ def loss(batch: Batch, energies: torch.Tensor, forces: torch.Tensor, virials: to
     total = 0.0 * energies.sum()  # a gradient of zero where no weighted label exists
     for weight, labels, squares in terms:
         if weight:
-            total = total + weight * squares.sum() / torch.isfinite(labels).sum().clamp(min=1)
+            total = total + weight * squares.sum() / (~torch.isnan(labels)).sum().clamp(min=1)
     return total / scale**2
 
 
 def _errors(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Zero where there is no label. Masked before any power is taken: the gradient of a masked square is 0 times NaN."""
-    return torch.where(torch.isfinite(labels), predicted - labels, 0.0)
+    return torch.where(torch.isnan(labels), 0.0, predicted - labels)
 
 
 def graph_sums(per_atom: torch.Tensor, batch: Batch) -> torch.Tensor:
