@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sapis.core.errors import ModelError
 from sapis.data.batch import Batch, collate, prepare
 from sapis.data.system import System
 from sapis.model.config import ModelConfig
@@ -30,11 +31,17 @@ class TransformerPotential(nn.Module):
         average_neighbors: mean number of neighbours in the training data.
         precision: ``float32`` or ``float64``; the sum over atoms is always float64.
         seed: of the initial weights.
+
+    Raises:
+        ModelError: elements that are not in ascending order.
     """
 
     def __init__(self, config: ModelConfig, *, elements: Sequence[int], reference_energies: Sequence[float], scale: float,
                  average_neighbors: float, precision: str = "float32", seed: int = 0) -> None:
         super().__init__()
+        if list(elements) != sorted(set(elements)):
+            raise ModelError(expected="elements in ascending order, each once", received=str(list(elements)), where="elements",
+                             todo="sort them, with reference_energies in the same order")
         self.config, self.elements, self.precision = config, tuple(elements), precision
         self.reference_energies = np.asarray(reference_energies, dtype=np.float64)
         self.scale, self.average_neighbors = float(scale), float(average_neighbors)

@@ -26,13 +26,13 @@ def new_potential(train: Sequence[System], isolated: Mapping[int, float], config
     that remains is added, so that the network starts at the mean.
 
     Raises:
-        TrainingError: no frame, or neither energies nor forces.
+        TrainingError: no frame.
     """
     if not train:
         raise TrainingError(expected="at least one training frame", received="none", where="training set",
                             todo="give more frames, or a smaller validation set")
-    references = choose_reference_energies(train, isolated)
     labelled = [system for system in train if system.energy is not None]
+    references = choose_reference_energies(train, isolated) if labelled or isolated else ReferenceEnergies({}, {})
     remains = [(system.energy or 0.0) - total_reference(system, references.values) for system in labelled]
     shift = float(sum(remains) / sum(len(system) for system in labelled)) if labelled else 0.0
     elements = sorted({int(number) for system in train for number in system.numbers})

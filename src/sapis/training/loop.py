@@ -71,7 +71,8 @@ class Training:
 
     def __init__(self, potential: TransformerPotential, train: Sequence[System], validation: Sequence[System],
                  config: TrainingConfig, folder: Path) -> None:
-        _require_labels(train, config)
+        _require_labels(train, config, "training set")
+        _require_labels(validation, config, "validation set")
         if config.epochs is None and config.cpu_seconds is None:
             raise TrainingError(expected="an end: epochs or cpu_seconds (or both: whichever comes first)", received="neither",
                                 where="training settings", todo="give one of them")
@@ -79,13 +80,14 @@ class Training:
         self.potential, self.config, self.folder = potential, config, folder
         self.samples = [self._prepare(system) for system in train]
         self.validation = [self._prepare(system) for system in validation]
-        self.parameters = dict(potential.named_parameters())
-        self.optimizer = make_optimizer(list(self.parameters.values()), config)
+        self.weights = list(potential.parameters())
+        self.parameters: dict[str, torch.Tensor] = dict(potential.named_parameters())
+        self.optimizer = make_optimizer(self.weights, config)
         self.mean = RunningMean(self.parameters, config.ema_decay)
         self.progress = Progress()
         self.n_batches = -(-len(train) // config.batch_size)
         self.identity = hash_json({
-            "model": potential.settings(), "weights": hash_tensors(dict(self.parameters)), "training": config.model_dump(),
+            "model": potential.settings(), "weights": hash_tensors(self.parameters), "training": config.model_dump(),
             "train": hash_systems(list(train)), "validation": hash_systems(list(validation)),
         })
         self.flops_of_batch = training_flops(potential)
@@ -112,6 +114,7 @@ class Training:
                 clock = now
                 if self._is_validation_due():
                     self._validate()
+                    clock = time.process_time()
                     bar.update(task, note=self._note())
                 bar.update(task, completed=self._done(total))
                 if self.progress.is_finished:
@@ -154,9 +157,10 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step=state.step, progress=self.spent())
         self.optimizer.zero_grad(set_to_none=True)
-        value = loss(batch, *self.potential(batch, create_graph=True), config, self.potential.scale)
-        value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), config.clip)
+        energies, forces, virials = self.potential(batch, create_graph=True)
+        value = loss(batch, energies, forces, virials, config, self.potential.scale)
+        value.backward(inputs=self.weights)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
         if not bool(torch.isfinite(norm)):
             raise TrainingError(
                 expected="finite gradients", received=f"loss {float(value.detach()):g}, gradient norm {float(norm):g}",
@@ -306,12 +310,14 @@ def _root_mean(squares: list[torch.Tensor]) -> float:
     return float(values[torch.isfinite(values)].double().mean().sqrt())
 
 
-def _require_labels(train: Sequence[System], config: TrainingConfig) -> None:
+def _require_labels(systems: Sequence[System], config: TrainingConfig, where: str) -> None:
     """A weighted label that no frame has would be a loss of zero that goes unnoticed."""
+    if not systems:
+        raise TrainingError(expected="at least one frame", received="none", where=where, todo="give more frames")
     for name, weight in (("energy", config.energy_weight), ("forces", config.force_weight)):
-        n_labelled = sum(getattr(system, name) is not None for system in train)
+        n_labelled = sum(getattr(system, name) is not None for system in systems)
         if weight and n_labelled == 0:
             raise TrainingError(
-                expected=f"{name} labels, since {name} has the weight {weight:g}", received=f"none in {len(train)} systems",
-                where="training set", todo=f"give the key of the {name} labels, or set the weight to 0",
+                expected=f"{name} labels, since {name} has the weight {weight:g}", received=f"none in {len(systems)} systems",
+                where=where, todo=f"give the key of the {name} labels, or set the weight to 0",
             )
