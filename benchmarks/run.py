@@ -33,6 +33,7 @@ from sapis.simulate.md import order_test, run_nve
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("SAPIS_SHARED_DATA", HERE.parent.parent / "shared" / "data"))
 WORK = HERE.parent / "runs" / "benchmarks"
+TRAINING_KEYS = ("n_parameters", "n_steps", "n_epochs", "flops", "config", "model")
 
 
 def yardstick() -> dict[str, float]:
@@ -66,7 +67,7 @@ def train(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "errors": outcome.errors, "data": outcome.data, "model_hash": outcome.model_hash, "all_checks_passed": outcome.all_passed,
         "seed": request.training.seed, "threads": request.training.threads,
-        "training": {key: training[key] for key in ("n_parameters", "n_steps", "n_epochs", "flops", "config", "model", "history")},
+        "training": {key: training[key] for key in (*TRAINING_KEYS, "history")},
         "cost": outcome.cost,
     }
 
@@ -95,7 +96,7 @@ def demo(name: str, spec: dict[str, Any]) -> dict[str, Any]:
         "threads": recipe.training.threads, "data": records["labels"].result["files"],
         "counts": {key: records["data"].result[key] for key in ("n_train", "n_validation", "n_test", "n_ood")},
         "step_costs": {step: record.cost for step, record in records.items()},
-        "training": {key: records["train"].result[key] for key in ("n_parameters", "n_steps", "n_epochs", "flops", "config", "model")},
+        "training": {key: records["train"].result[key] for key in TRAINING_KEYS},
         "cost": {"cpu_seconds": sum(record.cost["cpu_seconds"] for record in records.values()),
                  "wall_seconds": sum(record.cost["wall_seconds"] for record in records.values()),
                  "last_call_wall_seconds": watch.cost()["wall_seconds"]},
@@ -149,7 +150,8 @@ def main() -> None:
         print("\n".join(definitions))
         return
     if name not in definitions:
-        raise ConfigError(expected=f"one of {', '.join(definitions)}", received=name, where="benchmark name", todo="mend the name")
+        raise ConfigError(expected=f"one of {', '.join(definitions)}", received=name, where="benchmark name",
+                          todo="mend the name")
     spec = definitions[name]
     made_by = provenance()  # of the code that runs now, whatever is committed meanwhile
     before = yardstick()

@@ -20,6 +20,9 @@ from conftest import labelled_frames, small_config
 from sapis.core.errors import TrainingError
 from sapis.core.seeds import generator
 from sapis.data.system import System
+from sapis.labelers.cache import LabelCache
+from sapis.labelers.farm import label_all
+from sapis.labelers.labeler import Failure, Label, LabelerConfig
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import new_potential
 from sapis.training.loop import Training
@@ -132,6 +135,32 @@ def test_a_worker_without_a_parent_ends_and_does_not_report_a_failure() -> None:
               "print('went on')")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
+
+
+DOOMED = """
+import os, signal
+from pathlib import Path
+from ase.calculators.emt import EMT
+
+class Doomed(EMT):
+    def calculate(self, *arguments, **keywords):
+        if not Path(__file__).with_name("spared").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().calculate(*arguments, **keywords)
+"""
+
+
+def test_a_worker_that_somebody_killed_is_no_failure_of_the_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who kills everything may kill a worker first: what its parent sees in its last moment must not be kept."""
+    (tmp_path / "doomed.py").write_text(DOOMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    system, cache = System(np.array([29, 29]), np.array([[0, 0, 0], [0, 0, 2.3]])), LabelCache(tmp_path / "labels")
+    config = LabelerConfig(name="ase", calculator="doomed.Doomed")
+    (failed,) = label_all([system], config, cache, n_workers=1)
+    assert isinstance(failed, Failure) and failed.kind == "killed"
+    (tmp_path / "spared").touch()
+    (label,) = label_all([system], config, cache, n_workers=1)
+    assert isinstance(label, Label)
 
 
 def wait_for(path: Path, limit_s: float = 120) -> None:

@@ -57,7 +57,8 @@ def label_all(
             known[missing[index]] = outcome
             if isinstance(outcome, Failure):
                 n_failed += 1
-                cache.put(missing[index], outcome)  # a worker that was lost could not
+                if outcome.kind != "killed":  # says nothing about the structure: the next run tries again
+                    cache.put(missing[index], outcome)  # a worker that was lost could not
             bar.update(task, advance=1, note=f"{n_failed} failed, {cpu_seconds:.1f} CPU-s")
 
         run_tasks(partial(_labelling, config, cache), [distinct[key] for key in missing],

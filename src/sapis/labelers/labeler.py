@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAMES = ("gfn2", "gfn1", "ase")
 
-FailureKind = Literal["not_converged", "not_finite", "unsupported", "timeout", "crashed", "error"]
+FailureKind = Literal["not_converged", "not_finite", "unsupported", "timeout", "crashed", "killed", "error"]
 
 
 class LabelerConfig(Config):
@@ -63,7 +63,7 @@ class Failure:
 
     Attributes:
         kind: ``not_converged``, ``not_finite``, ``unsupported`` (the method is not made for this structure),
-            ``timeout``, ``crashed`` (the process died) or ``error`` (any other exception).
+            ``timeout``, ``crashed`` (the process died), ``killed`` (from outside) or ``error`` (any other exception).
         reason: one line for the user.
         cpu_seconds: what it cost.
     """

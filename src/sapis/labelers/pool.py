@@ -27,6 +27,7 @@ from sapis.core.errors import LabelerError
 from sapis.labelers.labeler import Failure, FailureKind
 from sapis.labelers.worker import DONE, FAILED, PROGRESS, READY, REFUSED
 
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)  # no process sends these to itself, not even by a bug
 STARTUP_LIMIT_S = 300.0
 EXIT_GRACE_S = 2.0
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
@@ -64,7 +65,7 @@ def run_tasks(
         on_done: called here as each task ends, with its index.
 
     Returns:
-        What the function returned, or a `Failure` of kind ``timeout``, ``crashed`` or ``error``.
+        What the function returned, or a `Failure` of kind ``timeout``, ``crashed``, ``killed`` or ``error``.
 
     Raises:
         SapisError: raised by ``prepare`` or by a task, or a worker that cannot start. All workers are ended.
@@ -188,7 +189,8 @@ class _Worker:
         self.end(grace_s=EXIT_GRACE_S)
         code = self.process.returncode
         how = f"was killed: {signal.strsignal(-code)}" if code < 0 else f"left with exit code {code}"
-        return self._lost("crashed", "; ".join([f"the process {how}", *self.last_words]))
+        kind: FailureKind = "killed" if -code in FROM_OUTSIDE else "crashed"
+        return self._lost(kind, "; ".join([f"the process {how}", *self.last_words]))
 
     def _overdue(self) -> tuple[Failure] | None:
         self.end(grace_s=0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ class RadialBasis(nn.Module):
     ``sqrt(2/r_c) sin(k pi r/r_c)/r * f(r/r_c)`` (Gasteiger et al., arXiv 2003.03123, eqs. 7, 8 with p = 6): value, first
     and second derivative vanish at the cutoff.
     """
+
+    frequencies: torch.Tensor
 
     def __init__(self, n_radial: int, cutoff: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ class _Gather(torch.autograd.Function):
         return values.index_select(0, senders.reshape(-1)).view(*senders.shape, -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return sum_from_reverse(gradient, *ctx.saved_tensors), None, None
 
 
@@ -66,18 +69,18 @@ class _SumFromReverse(torch.autograd.Function):
         return values.flatten(0, 1).index_select(0, reverse.reshape(-1)).view(values.shape).sum(1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return gather(gradient, *ctx.saved_tensors), None, None
 
 
 def gather(values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
     """``(atoms, n)`` -> ``(atoms, slots, n)``: the values of each slot's sender."""
-    return _Gather.apply(values, senders, reverse)  # type: ignore[no-untyped-call, no-any-return]
+    return _Gather.apply(values, senders, reverse)
 
 
 def sum_from_reverse(values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
     """``(atoms, slots, n)`` -> ``(atoms, n)``: for each atom the sum over the edges it sends."""
-    return _SumFromReverse.apply(values, senders, reverse)  # type: ignore[no-untyped-call, no-any-return]
+    return _SumFromReverse.apply(values, senders, reverse)
 
 
 class GroupNorm(nn.Module):
@@ -114,6 +117,8 @@ class Coupling(nn.Module):
         l1_max, l2_max, l_max_out: degrees of the two factors and of the result.
         is_symmetric: both factors are the same features, so (l1, l2) and (l2, l1) are one path.
     """
+
+    table: torch.Tensor
 
     def __init__(self, l1_max: int, l2_max: int, l_max_out: int, n_in: int, n_out: int, dtype: torch.dtype, *,
                  is_symmetric: bool = False) -> None:
@@ -162,6 +167,9 @@ class Attention(nn.Module):
 
     one matrix product per atom. Density and carried degrees are then coupled and mixed (`Coupling`).
     """
+
+    head_of_channel: torch.Tensor
+    value_of_head: torch.Tensor
 
     def __init__(self, *, l_max: int, l_max_carried: int, n_channels: int, n_carried: int, n_heads: int, n_radial: int,
                  average_neighbors: float, dtype: torch.dtype) -> None:
@@ -230,6 +238,8 @@ class Product(nn.Module):
     Orders 1 to 3 of the density give two- to four-body terms per layer (Drautz 2019; Batatia et al., arXiv 2206.07697).
     """
 
+    degree: torch.Tensor
+
     def __init__(self, *, l_max: int, l_max_out: int, order: int, n_channels: int, n_species: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.n_lm_out = (l_max_out + 1) ** 2
@@ -255,6 +265,8 @@ class Product(nn.Module):
 class Gate(nn.Module):
     """Non-linearity: scalars pass a SwiGLU, other degrees are scaled by functions of the scalars."""
 
+    degree: torch.Tensor
+
     def __init__(self, *, l_max: int, n_channels: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.l_max, self.n_channels = l_max, n_channels
@@ -278,7 +290,7 @@ class Gate(nn.Module):
 def readout(widths: Sequence[int], dtype: torch.dtype) -> nn.Sequential:
     """A small network of linear maps with SiLU between them, no bias at the end (an energy's zero is the reference's)."""
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in pairwise(widths):
         is_last = len(layers) // 2 == len(widths) - 2
         layers += [nn.Linear(n_in, n_out, bias=not is_last, dtype=dtype)] + ([] if is_last else [nn.SiLU()])
     return nn.Sequential(*layers)

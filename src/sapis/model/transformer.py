@@ -25,6 +25,8 @@ from sapis.so3.harmonics import Harmonics, degrees
 class Layer(nn.Module):
     """Attention over neighbours, product on nodes, gate; with a residual path whose weight depends on the species."""
 
+    kept_degree: torch.Tensor
+
     def __init__(self, config: ModelConfig, *, n_species: int, average_neighbors: float, l_max_in: int, l_max_out: int,
                  dtype: torch.dtype) -> None:
         super().__init__()

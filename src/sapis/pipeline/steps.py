@@ -41,17 +41,19 @@ def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
     """Structures worth labelling, from molecular dynamics with the labeler and from rattling."""
     starts = load_structure(recipe.system.smiles, recipe.system.file, recipe.system.charge, recipe.system.spin,
                             n_conformers=recipe.candidates.n_conformers, seed=recipe.seed)
-    hot, n_total = recipe.hot_temperature_K, recipe.budget.labels
+    hot, n_total, how = recipe.hot_temperature_K, recipe.budget.labels, recipe.candidates
     n_hot = round(n_total * recipe.split.hot) if hot is not None else 0
     seed = derive_seed(recipe.seed, "candidates")
-    found = make_candidates(starts, recipe.labeler, recipe.temperatures_K, n_total - n_hot, recipe.candidates, seed, folder, recipe.workers)
+    found = make_candidates(starts, recipe.labeler, recipe.temperatures_K, n_total - n_hot, how, seed, folder,
+                            recipe.workers)
     if hot is not None:
-        from_dynamics = recipe.candidates.model_copy(update={"rattle_fraction": 0.0})
+        from_dynamics = how.model_copy(update={"rattle_fraction": 0.0})
         found += make_candidates(starts, recipe.labeler, [hot], n_hot, from_dynamics, seed, folder, recipe.workers)
     write_systems(target, found)
     return {
         "n": len(found), "by_source": Counter(str(system.tags.get("source", "start")) for system in found),
-        "temperatures_K": [*recipe.temperatures_K, *([hot] if hot is not None else [])], "n_starts": len(starts), "formula": starts[0].formula,
+        "temperatures_K": [*recipe.temperatures_K, *([hot] if hot is not None else [])],
+        "n_starts": len(starts), "formula": starts[0].formula,
     }
 
 
@@ -182,7 +184,7 @@ def nve_checks(nve: dict[str, Any], order: dict[str, Any]) -> list[Check]:
     allowed = max(tolerances.NVE_DRIFT_MEV_ATOM_PS.at("float64"), wander)
     return [
         Check("nve drift", _or_nan(drift), allowed, "meV/atom/ps", drift is not None and abs(drift) <= allowed,
-              f"linear drift of the total energy over {nve['time_ps']:g} ps; a short run allows the bounded error of the integrator"),
+              f"linear drift of the total energy over {nve['time_ps']:g} ps; a short run allows the integrator's bounded error"),
         Check("nve order", abs(_or_nan(slope) - tolerances.ORDER_SLOPE), tolerances.ORDER_SLOPE_DEVIATION, "",
               slope is not None and abs(slope - tolerances.ORDER_SLOPE) <= tolerances.ORDER_SLOPE_DEVIATION,
               "deviation from 2 of the exponent with which the energy fluctuation falls with the timestep"),

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import flop_registry
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from sapis.data.batch import collate, prepare
 from sapis.data.system import System
@@ -43,7 +43,8 @@ def training_flops(potential: TransformerPotential) -> Callable[[int, int], floa
         batch = collate([sample], cutoff=potential.cutoff, dtype=potential.dtype)
         with _MatrixProducts() as counter:
             energies, forces, virials = potential(batch, create_graph=True)
-            torch.autograd.grad(energies.sum() + forces.square().sum() + virials.sum(), list(potential.parameters()), allow_unused=True)
+            total = energies.sum() + forces.square().sum() + virials.sum()
+            torch.autograd.grad(total, list(potential.parameters()), allow_unused=True)
         return counter.flops // n_atoms
 
     few, many = count(5), count(9)  # 4 and 8 slots

@@ -61,7 +61,8 @@ class Training:
 
     Args:
         potential: with the precision of the configuration.
-        train, validation: labelled systems.
+        train: labelled systems.
+        validation: labelled systems that choose among the weights of the run; if there are none, the last weights are it.
         config: budget and hyper-parameters.
         folder: checkpoints (`last.safetensors`, `best.safetensors`), `log.csv`, TensorBoard events.
 
@@ -72,7 +73,8 @@ class Training:
     def __init__(self, potential: TransformerPotential, train: Sequence[System], validation: Sequence[System],
                  config: TrainingConfig, folder: Path) -> None:
         _require_labels(train, config, "training set")
-        _require_labels(validation, config, "validation set")
+        if validation:
+            _require_labels(validation, config, "validation set")
         if config.epochs is None and config.cpu_seconds is None:
             raise TrainingError(expected="an end: epochs or cpu_seconds (or both: whichever comes first)", received="neither",
                                 where="training settings", todo="give one of them")
@@ -188,8 +190,9 @@ class Training:
             "learning_rate": self.optimizer.param_groups[0]["lr"], "train_loss": float(np.mean(state.train_losses)), **errors,
         })
         state.train_losses = []
-        if errors["validation_loss"] < state.best_score or not state.history[:-1]:
-            state.best_score, state.n_stale = errors["validation_loss"], 0
+        # Without a validation set the loss is NaN and the latest weights are the best ones.
+        if not errors["validation_loss"] >= state.best_score:
+            state.best_score, state.n_stale = (errors["validation_loss"] if self.validation else math.inf), 0
             write_tensors(self.folder / BEST, self.mean.values, {"step": state.step, **errors})
         else:
             state.n_stale += 1

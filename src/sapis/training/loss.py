@@ -8,7 +8,9 @@ from sapis.data.batch import Batch
 from sapis.training.config import TrainingConfig
 
 
-def loss(batch: Batch, energies: torch.Tensor, forces: torch.Tensor, virials: torch.Tensor, config: TrainingConfig, scale: float) -> torch.Tensor:
+def loss(
+    batch: Batch, energies: torch.Tensor, forces: torch.Tensor, virials: torch.Tensor, config: TrainingConfig, scale: float,
+) -> torch.Tensor:
     """``w_F <dF^2> + w_E <dE^2 / n> + w_S <dW^2 / n>``, each over the labels that exist, divided by ``scale^2``.
 
     Args:
