@@ -65,7 +65,7 @@ def load(path: str | Path, *, precision: str | None = None) -> Model:
             received=" ".join(str(error).split())[:300], where=str(path),
             todo="load the model with the version of sapis-md that trained it, or train it again",
         ) from error
-    potential.eval()
+    potential.eval().requires_grad_(False)  # forces need no derivative by weights
     if precision is not None:
         potential = potential.with_precision(_known(precision))
     return Model(potential, bundle.card)

@@ -82,7 +82,8 @@ class TransformerPotential(nn.Module):
         """A copy that computes in ``precision``, its constant tables rounded afresh."""
         other = self.from_settings({**self.settings(), "precision": precision})
         other.load_state_dict(self.state_dict())
-        return other.to(next(self.parameters()).device).train(self.training)
+        weight = next(self.parameters())
+        return other.to(weight.device).train(self.training).requires_grad_(weight.requires_grad)
 
     def atom_energies(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """Per-atom energies less reference, eV, ``(atoms,)``, with ``vectors`` in place of the batch's own."""
