@@ -10,7 +10,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ import pytest
 import torch
 import yaml
 from ase import Atoms
-from command import PARTS, PROGRAM, Ending, contents, sapis, sapis_process
 from safetensors.torch import save_file
 
+from command import PARTS, PROGRAM, Ending, contents, sapis, sapis_process
 from sapis.core.errors import FileError
 from sapis.core.seeds import generator
 from sapis.potential.bundle import read_bundle, read_tensors, write_tensors
@@ -80,9 +79,9 @@ def text(name: str, content: str | bytes) -> Plant:
 
 
 def recipe(**changes: Any) -> Plant:
-    """recipe.yaml with top-level keys changed, or removed where None."""
+    """recipe.yaml with top-level keys changed, or removed where ``...``."""
     def plant() -> None:
-        values = {key: value for key, value in {**RECIPE, **changes}.items() if value is not None}
+        values = {key: value for key, value in {**RECIPE, **changes}.items() if value is not ...}
         Path("recipe.yaml").write_text(yaml.safe_dump(values))
 
     return plant
@@ -147,7 +146,7 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
     # Labels
     ("a key that is absent", None, "evaluate model.sapis data.extxyz --energy-key dft_energy", "DataError", "'dft_energy'"),
     ("labels under another name", renamed("REF_forces", "dft_forces"), TRAIN, "DataError", "forces in at least one frame"),
-    ("no label at all", in_frame(slice(0), lambda found: None), "evaluate model.sapis water.xyz", "DataError", "without a label"),
+    ("no label at all", None, "evaluate model.sapis water.xyz", "DataError", "without a label"),
     ("positions that are NaN", poked("positions", np.nan), EVALUATE, "DataError", "bad.extxyz, frame 3, key 'positions'"),
     ("forces that are NaN", poked("REF_forces", np.nan), TRAIN, "DataError", "NaN or infinity in row 2"),
     ("an energy that is infinite", in_frame(3, lambda a: a.info.update(REF_energy=np.inf)), "check bad.extxyz", "DataError",
@@ -172,6 +171,9 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
     ("coinciding atoms in dynamics", in_frame(0, lambda a: a.positions.__setitem__(1, a.positions[0])),
      "md model.sapis bad.extxyz", "DataError", "atoms apart from each other"),
     ("periodic without a cell", in_frame(0, lambda a: a.set_pbc(True)), "md model.sapis bad.extxyz", "DataError", "key 'cell'"),
+    ("an atom beyond the moon", poked("positions", 1e300), "check bad.extxyz", "DataError", "positions within"),
+    ("a cell without width", in_frame(3, lambda a: (a.set_cell([9, 9, 1e-3]), a.set_pbc(True))), EVALUATE, "DataError",
+     "key 'cell'"),
     ("an unknown element", in_frame(3, lambda a: a.symbols.__setitem__(0, "Fe")), EVALUATE, "ModelError", "Fe"),
     ("an unknown element in dynamics", in_frame(0, lambda a: a.symbols.__setitem__(0, "Fe")), "md model.sapis bad.extxyz",
      "ModelError", "Fe"),
@@ -182,8 +184,7 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
     ("no such file", None, EVALUATE, "FileError", "no such file"),
     ("an empty file", text("bad.extxyz", ""), EVALUATE, "FileError", "an empty file"),
     ("a folder for a file", lambda: Path("bad.extxyz").mkdir(), EVALUATE, "FileError", "a folder"),
-    ("a truncated file", renamed("", "") and (lambda: (shutil.copy("data.extxyz", "bad.extxyz"), cut("bad.extxyz", 900)())),
-     EVALUATE, "FileError", "end of the file"),
+    ("a truncated file", cut("data.extxyz", 900), "evaluate model.sapis data.extxyz", "FileError", "end of the file"),
     ("a truncated gzip file", lambda: text("bad.xyz.gz", gzip.compress(Path("data.extxyz").read_bytes())[:-99])(),
      "check bad.xyz.gz", "FileError", "gzip"),
     ("data that are a pickle", text("bad.traj", pickle.dumps(Hostile())), "evaluate model.sapis bad.traj", "FileError", "format"),
@@ -220,7 +221,7 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
      "did you mean 'learning_rate'?"),
     ("a key given twice", text("recipe.yaml", yaml.safe_dump(RECIPE) + "output: elsewhere\n"), "run recipe.yaml", "ConfigError",
      "'output' is given twice"),
-    ("a key that is missing", recipe(output=None), "run recipe.yaml", "ConfigError", "the key 'output'"),
+    ("a key that is missing", recipe(output=...), "run recipe.yaml", "ConfigError", "the key 'output'"),
     ("a word for a number", recipe(budget={"labels": "many"}), "run recipe.yaml", "ConfigError", "budget.labels"),
     ("a number for a mapping", recipe(budget=500), "run recipe.yaml", "ConfigError", "500"),
     ("a negative budget", recipe(budget={"cpu_seconds": -1}), "run recipe.yaml", "ConfigError", "budget.cpu_seconds"),
@@ -252,9 +253,6 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
     ("a training without end", None, "train data.extxyz --output new", "TrainingError", "epochs or cpu_seconds"),
     ("heads that do not divide", text("settings.yaml", "model: {n_channels: 10, n_heads: 3}"),
      "train data.extxyz --output new --epochs 1 --config settings.yaml", "ConfigError", "multiples of n_heads"),
-    ("CPU seconds that are not a number", None, "train data.extxyz --output new --cpu-seconds nan", "ConfigError", "finite"),
-    ("a temperature that is not a number", None, "md model.sapis data.extxyz --temperature-K nan", "SimulationError",
-     "temperature_K > 0"),
     ("an unknown ensemble", None, "md model.sapis data.extxyz --ensemble npt", "ConfigError", "nve or nvt"),
     ("an unknown precision", None, "evaluate model.sapis data.extxyz --precision float16", "ModelError", "float32 or float64"),
     # Files and folders that stay as they are
@@ -274,7 +272,7 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
      "best.safetensors"),
     ("a checkpoint of another training", retrained, f"{AGAIN} --seed 5", "TrainingError", "another training"),
     ("a folder without a run", None, "report out/training", "FileError", "recipe.json"),
-    ("a recipe.json of others", text("out/recipe.json", '{"name": "left-pad"}'), "report out", "ConfigError", "left-pad"),
+    ("a recipe.json of others", text("out/recipe.json", '{"name": "left-pad"}'), "report out", "ConfigError", "'system'"),
     ("a record that was edited", lambda: (text("out/recipe.json", json.dumps(RECIPE))(),
                                           text("out/records/test.json", '{"result": {}}')()), "report out", "FileError",
      "altered or foreign"),
@@ -337,6 +335,17 @@ def test_bad_usage(desk: Path, command: str, words: str) -> None:
     assert_untouched(before, desk)
 
 
+@pytest.mark.parametrize("option", ["train data.extxyz --output new --cpu-seconds", "md model.sapis data.extxyz --temperature-K",
+                                    "md model.sapis data.extxyz --time-ps"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_options_that_are_not_finite(desk: Path, option: str, value: str) -> None:
+    """Whether the parser of options sees it or the code behind it depends on the parser's version."""
+    before = contents(desk)
+    ending = sapis(*option.split(), value)
+    assert ending.code == 2 and "Traceback" not in ending.text
+    assert_untouched(before, desk)
+
+
 def test_the_fine_input_of_these_cases_is_fine(desk: Path) -> None:
     """Else every case above could fail for another reason than its own."""
     frames(lambda found: None)()
@@ -368,12 +377,10 @@ def test_in_a_process_of_its_own(desk: Path, command: str) -> None:
 @pytest.mark.parametrize("limit", [2_000, 60_000])
 def test_a_disk_that_is_full(desk: Path, limit: int) -> None:
     """A limit on the size of files stands for the disk: the log, or only the checkpoint, cannot be written."""
+    half_settings(epochs=1)()
     before = contents(desk)
-    settings = half_settings(epochs=1)
-    settings()
-    before = contents(desk)
-    done = subprocess.run([*PROGRAM, "train", "data.extxyz", "--output", "new", "--config", "settings.yaml", "--n-validation", "10"],
-                          capture_output=True, text=True,
+    command = [*PROGRAM, "train", "data.extxyz", "--output", "new", "--config", "settings.yaml", "--n-validation", "10"]
+    done = subprocess.run(command, capture_output=True, text=True,
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert_explained(Ending(done.returncode, done.stderr), "FileError", "a path that can be written")
     assert_untouched(before, desk)
@@ -456,6 +463,3 @@ def test_python_refuses_an_unknown_element_too(desk: Path) -> None:
         atoms.get_forces()
 
 
-def test_the_installed_package_needs_no_test_module() -> None:
-    done = subprocess.run([sys.executable, "-c", "import sapis, sapis.cli.app"], capture_output=True, cwd="/", text=True)
-    assert done.returncode == 0, done.stderr

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 Tag = str | int | float | bool
 
+# Å; farther out, float64 loses the digits that forces need, and cells of a neighbour search overflow its integers.
+MAX_COORDINATE = 1e6
+# Å; a thinner cell is a mistake, and has millions of images within a cutoff.
+MIN_CELL_WIDTH = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class System:
@@ -75,6 +80,9 @@ class System:
                 first = int(np.argwhere(~np.isfinite(value))[0][0])
                 raise self.error(expected=f"finite {name}", received=f"NaN or infinity in row {first}", key=name,
                                  todo="remove the frame or compute it again")
+        if np.abs(self.positions).max() > MAX_COORDINATE:
+            raise self.error(expected=f"positions within {MAX_COORDINATE:g} Å", key="positions",
+                             received=f"{np.abs(self.positions).max():.3g} Å", todo="remove the frame or compute it again")
         if self.energy is not None and not np.isfinite(self.energy):
             raise self.error(expected="a finite energy", received=str(self.energy), key="energy",
                              todo="remove the frame or compute it again")
@@ -83,7 +91,8 @@ class System:
             raise self.error(expected="atomic numbers from 1 to 118", received=str(int(bad[0])), key="numbers")
         if self.pbc.any():
             vectors = self.cell[self.pbc]
-            if not np.isfinite(self.cell).all() or np.linalg.matrix_rank(vectors, tol=1e-6) < len(vectors):
+            is_usable = np.isfinite(self.cell).all() and np.abs(self.cell).max() < MAX_COORDINATE
+            if not is_usable or np.linalg.matrix_rank(vectors, tol=MIN_CELL_WIDTH) < len(vectors):
                 raise self.error(
                     expected="an independent, finite cell vector for each periodic direction",
                     received=f"pbc={self.pbc.tolist()} with cell={self.cell.tolist()}", key="cell",

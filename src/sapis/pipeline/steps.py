@@ -51,7 +51,7 @@ def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
         found += make_candidates(starts, recipe.labeler, [hot], n_hot, from_dynamics, seed, folder, recipe.workers)
     write_systems(target, found)
     return {
-        "n": len(found), "by_source": Counter(str(system.tags.get("source", "start")) for system in found),
+        "n": len(found), "by_source": dict(Counter(str(system.tags.get("source", "start")) for system in found)),
         "temperatures_K": [*recipe.temperatures_K, *([hot] if hot is not None else [])],
         "n_starts": len(starts), "formula": starts[0].formula,
     }
@@ -84,7 +84,13 @@ def data(recipe: Recipe, source: Path, folder: Path) -> dict[str, Any]:
     systems = read_systems(source, require=("energy", "forces"))
     hot: list[System] = []
     if recipe.hot_temperature_K is not None:
-        systems, hot = holdout_temperature(systems, recipe.hot_temperature_K)
+        try:
+            systems, hot = holdout_temperature(systems, recipe.hot_temperature_K)
+        except DataError as error:
+            raise DataError(
+                expected=error.expected, received=f"{error.received}; its trajectories or labels failed",
+                where="hot_temperature_K", todo="choose a lower one, or null for no such test; all labels are kept",
+            ) from None
     chosen = recipe.split
     fractions = (chosen.train, chosen.validation, 1 - chosen.train - chosen.validation)
     split = split_in_time(systems, fractions=fractions, seed=derive_seed(recipe.seed, "split"))

@@ -29,6 +29,7 @@ from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer
 
 CHECKPOINT = "last.safetensors"
 BEST = "best.safetensors"
+NORM_MEMORY = 100  # steps of the running mean of the gradient's norm
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Progress:
         step: updates made.
         cpu_seconds: spent, over all runs of this training.
         flops: arithmetic of matrix products spent.
+        gradient_norm: running mean of the norm of the gradient.
         best_score: lowest validation loss so far.
         n_stale: validations since then.
         history: one row per validation.
@@ -49,6 +51,7 @@ class Progress:
     step: int = 0
     cpu_seconds: float = 0.0
     flops: float = 0.0
+    gradient_norm: float = 0.0
     best_score: float = math.inf
     n_stale: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -162,12 +165,17 @@ class Training:
         energies, forces, virials = self.potential(batch, create_graph=True)
         value = loss(batch, energies, forces, virials, config, self.potential.scale)
         value.backward(inputs=self.weights)
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
-        if not bool(torch.isfinite(norm)):
+        norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in self.weights if weight.grad is not None]))
+        if not math.isfinite(norm):
             raise TrainingError(
-                expected="finite gradients", received=f"loss {float(value.detach()):g}, gradient norm {float(norm):g}",
+                expected="finite gradients", received=f"loss {float(value.detach()):g}, gradient norm {norm:g}",
                 where=f"step {state.step}", todo="lint the data (`sapis check`), or lower the learning rate",
             )
+        # A single frame with huge errors would fill the optimiser's memory of squared gradients (AMSGrad never forgets them).
+        state.gradient_norm = norm if state.step == 0 else state.gradient_norm
+        limit = config.clip * state.gradient_norm
+        torch.nn.utils.clip_grads_with_norm_(self.weights, limit, torch.tensor(norm))
+        state.gradient_norm += (min(norm, limit) - state.gradient_norm) / NORM_MEMORY
         self.optimizer.step()
         self.mean.update(self.parameters, state.step)
         state.step += 1
