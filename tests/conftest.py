@@ -79,8 +79,9 @@ def labelled_frames(count: int) -> list[System]:
     pytest.importorskip("tblite", reason=f"neither shared data at {SHARED} nor tblite")
     from ase.build import molecule
 
+    from sapis.labelers.build import build_labeler
     from sapis.labelers.farm import apply_labels
-    from sapis.labelers.labeler import LabelerConfig, build_labeler
+    from sapis.labelers.labeler import LabelerConfig
     from sapis.simulate.sampling import rattled_candidates
 
     systems = rattled_candidates([System.from_atoms(molecule("CH3CH2OH"))], count, (0.02, 0.12), 0)

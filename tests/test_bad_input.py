@@ -162,6 +162,12 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
      "--n-validation"),
     ("isolated atoms that are none", None, "train data.extxyz --output new --epochs 1 --isolated data.extxyz", "DataError",
      "one neutral atom"),
+    ("a test without labels", None, f"{TRAIN.replace('bad', 'data')} --test water.xyz", "DataError", "test"),
+    ("a test with an unknown element", in_frame(0, lambda a: a.symbols.__setitem__(0, "Fe")),
+     "train data.extxyz --output new --epochs 1 --test bad.extxyz", "DataError", "Fe"),
+    ("weights that are all zero", lambda: half_settings(energy_weight=0, force_weight=0, stress_weight=0, epochs=1)(),
+     "train data.extxyz --output new --config settings.yaml", "ConfigError", "above 0"),
+    ("a seed out of range", None, f"{TRAIN.replace('bad', 'data')} --seed 99999999999999999999", "ConfigError", "options: seed"),
     ("two tests of one name", linked, f"{AGAIN} --test data.extxyz --test other/data.extxyz", "ConfigError", "'data'"),
     # Structures
     ("overlapping atoms", in_frame(3, lambda a: a.positions.__setitem__(1, a.positions[0] + 0.1)), TRAIN, "DataError",
@@ -256,7 +262,7 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
     ("an unknown ensemble", None, "md model.sapis data.extxyz --ensemble npt", "ConfigError", "nve or nvt"),
     ("an unknown precision", None, "evaluate model.sapis data.extxyz --precision float16", "ModelError", "float32 or float64"),
     # Files and folders that stay as they are
-    ("init onto a file", recipe(), "init recipe.yaml", "FileError", "an existing file"),
+    ("init onto a file", recipe(), "init recipe.yaml", "FileError", "no file or folder"),
     ("predictions over the data", None, "evaluate model.sapis data.extxyz --predictions ./data.extxyz", "ConfigError",
      "--predictions"),
     ("a record over the model", None, "md model.sapis data.extxyz --output model.sapis", "ConfigError", "--output"),
@@ -352,6 +358,11 @@ def test_the_fine_input_of_these_cases_is_fine(desk: Path) -> None:
     assert sapis(*EVALUATE.split()).code == 0
     assert sapis(*TRAIN.split()).code == 0
     assert sapis(*AGAIN.split()).code == 0
+
+
+def test_odd_tags_do_no_harm(desk: Path) -> None:
+    frames(lambda found: [atoms.info.update(temperature_K=word) for atoms, word in zip(found, ["hot", "T"] * 30, strict=True)])()
+    assert sapis(*EVALUATE.split()).code == 0
 
 
 def test_a_folder_that_another_run_uses(desk: Path) -> None:

@@ -207,7 +207,7 @@ def test_candidates_are_as_many_as_asked_and_resumable(tmp_path: Path, water: Sy
     assert not any(path.stat().st_mtime_ns == times[path] for path in files)
 
     only_rattled = make(tmp_path / "b", temperatures_K=[])
-    assert [system.tags["source"] for system in only_rattled] == ["rattle"] * 23
+    assert [system.tags["source"] for system in only_rattled] == ["rattle"] * 22
     for changes in ({"temperatures_K": [0.0]}, {"temperatures_K": [float("nan")]}):
         with pytest.raises(ConfigError):
             make(tmp_path / "c", **changes)

@@ -18,10 +18,11 @@ from ase.calculators.calculator import Calculator, SCFError
 from sapis.core.config import parse_config
 from sapis.core.errors import ConfigError, DataError, FileError, LabelerError
 from sapis.data.system import System
+from sapis.labelers.build import build_labeler
 from sapis.labelers.cache import LabelCache
 from sapis.labelers.calculators import isolated_atom_energies
 from sapis.labelers.farm import apply_labels, label_all
-from sapis.labelers.labeler import Failure, Label, LabelerConfig, Outcome, build_labeler
+from sapis.labelers.labeler import Failure, Label, LabelerConfig, Outcome
 from sapis.labelers.pool import run_tasks
 from sapis.labelers.worker import report_progress
 

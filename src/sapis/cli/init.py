@@ -18,7 +18,7 @@ def init(
     from sapis.pipeline.recipe import example_recipe
 
     if recipe.exists():
-        raise FileError(expected="a path where nothing is", received="an existing file", where=str(recipe),
+        raise FileError(expected="a path where no file or folder is", received="an existing one", where=str(recipe),
                         todo="choose another name, or delete the file first")
     write_text(recipe, example_recipe(recipe, smiles))
     typer.echo(f"wrote {recipe}; next: sapis run {recipe}")

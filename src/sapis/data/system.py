@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 Tag = str | int | float | bool
 
-# Å; farther out, float64 loses the digits that forces need, and cells of a neighbour search overflow its integers.
-MAX_COORDINATE = 1e6
+# Å; far beyond it (1e20) neighbour searches overflow and take the process with them.
+MAX_COORDINATE = 1e12
 # Å; a thinner cell is a mistake, and has millions of images within a cutoff.
 MIN_CELL_WIDTH = 0.1
 

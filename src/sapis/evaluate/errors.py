@@ -105,8 +105,9 @@ def _by_element(pairs: Sequence[Pair]) -> dict[str, dict[str, float | int | None
 def _by_temperature(pairs: Sequence[Pair]) -> dict[str, dict[str, float | int | None]]:
     groups: dict[float, list[Pair]] = defaultdict(list)
     for system, prediction in pairs:
-        if "temperature_K" in system.tags:
-            groups[float(system.tags["temperature_K"])].append((system, prediction))
+        temperature = system.tags.get("temperature_K")
+        if isinstance(temperature, int | float) and np.isfinite(temperature):  # a foreign file may hold a word here
+            groups[float(temperature)].append((system, prediction))
     return {
         f"{temperature:g}": {
             "n": len(group), "force_rmse_meV_A": _rmse(_force_errors(group)),

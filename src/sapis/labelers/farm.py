@@ -9,8 +9,9 @@ from functools import partial
 from sapis.core.errors import DataError
 from sapis.core.progress import progress_bar
 from sapis.data.system import System
+from sapis.labelers.build import build_labeler
 from sapis.labelers.cache import LabelCache
-from sapis.labelers.labeler import Failure, LabelerConfig, Outcome, build_labeler
+from sapis.labelers.labeler import Failure, LabelerConfig, Outcome
 from sapis.labelers.pool import run_tasks
 
 

@@ -1,8 +1,7 @@
-"""What a labeler is, what it is built from, and what it returns."""
+"""What a labeler is, what describes it, and what it returns."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -10,13 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from sapis.core.config import Config
-from sapis.core.errors import ConfigError
 from sapis.data.system import System
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
-
-NAMES = ("gfn2", "gfn1", "ase")
 
 FailureKind = Literal["not_converged", "not_finite", "unsupported", "timeout", "crashed", "killed", "error"]
 
@@ -93,29 +89,3 @@ class Labeler(Protocol):
     def calculator(self, system: System) -> Calculator:
         """An ASE calculator for dynamics that start from ``system`` (its charge and spin are fixed)."""
         ...
-
-
-def build_labeler(config: LabelerConfig) -> Labeler:
-    """The labeler that ``config`` describes.
-
-    Raises:
-        ConfigError: an unknown name, a missing ``calculator``, or an argument the method does not have.
-        LabelerError: the calculator cannot be imported or built.
-        MissingDependencyError: tblite is not installed.
-    """
-    from sapis.labelers.calculators import ase_labeler, tblite_labeler
-
-    if config.name not in NAMES:
-        near = difflib.get_close_matches(config.name.lower(), NAMES, n=1, cutoff=0.4)
-        raise ConfigError(
-            expected=f"one of {', '.join(NAMES)}", received=repr(config.name), where="labeler: name",
-            todo=f"did you mean {near[0]!r}?" if near
-            else "take 'ase' and give `calculator: package.module.Class` for a method of your own",
-        )
-    if (config.calculator is None) == (config.name == "ase"):
-        raise ConfigError(
-            expected="a `calculator` with `name: ase`, and none with any other name",
-            received=f"name {config.name!r}, calculator {config.calculator!r}", where="labeler",
-            todo="write, for example, name: ase and calculator: ase.calculators.emt.EMT",
-        )
-    return ase_labeler(config) if config.name == "ase" else tblite_labeler(config)

@@ -78,7 +78,7 @@ class Recipe(Config):
     training: TrainingConfig = TrainingConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     workers: int | None = Field(None, ge=1, description="processes for labels; default: one a core")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _hot_is_hotter(self) -> Recipe:
@@ -111,9 +111,12 @@ def example_recipe(path: Path, smiles: str) -> str:
     """The commented recipe that `sapis init` writes to ``path``."""
     # JSON strings are YAML strings: quotes and colons stay what they are.
     title, output = (json.dumps(text, ensure_ascii=False) for text in (smiles, f"runs/{path.stem}"))
-    return EXAMPLE.format(title=title, smiles=title, output=output)
+    groups = {"candidates": CandidatesConfig(), "model": ModelConfig(), "training": TrainingConfig(),
+              "dynamics": DynamicsConfig(), "budget": BudgetConfig()}
+    return EXAMPLE.format(title=title, smiles=title, output=output, **groups)
 
 
+# The defaults that it states are filled in from where they are set.
 EXAMPLE = """\
 # A recipe for `sapis run`. Every key but `system` and `output` is optional; the values shown are the defaults
 # unless a comment says otherwise. Paths are relative to this file.
@@ -132,11 +135,11 @@ labeler:
 temperatures_K: [300, 500]   # molecular dynamics with the labeler at these temperatures makes the candidates
 hot_temperature_K: 800       # labelled too, but only used as a test of extrapolation
 budget:
-  labels: 500
-  cpu_seconds: 900           # of training
-# candidates: {{rattle_fraction: 0.1, decorrelation_fs: 20}}
-# model: {{n_channels: 64, l_max: 2, n_layers: 2, cutoff: 5.0}}
-# training: {{batch_size: 5, learning_rate: 0.01, precision: float32}}   # `epochs: 60` ends it before the budget does
-# dynamics: {{temperature_K: 300, nve_ps: 2}}
+  labels: {budget.labels}
+  cpu_seconds: {budget.cpu_seconds:g}           # of training
+# candidates: {{rattle_fraction: {candidates.rattle_fraction}, decorrelation_fs: {candidates.decorrelation_fs}}}
+# model: {{n_channels: {model.n_channels}, l_max: {model.l_max}, n_layers: {model.n_layers}, cutoff: {model.cutoff}}}
+# training: {{batch_size: {training.batch_size}, learning_rate: {training.learning_rate}}}   # and, say, epochs: 60 to end sooner
+# dynamics: {{temperature_K: {dynamics.temperature_K}, nve_ps: {dynamics.nve_ps}}}
 seed: 0
 """

@@ -16,10 +16,10 @@ from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.splits import holdout_temperature, split_in_time
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
+from sapis.labelers.build import build_labeler
 from sapis.labelers.cache import LabelCache
 from sapis.labelers.calculators import isolated_atom_energies
 from sapis.labelers.farm import apply_labels, label_all
-from sapis.labelers.labeler import build_labeler
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.recipe import DynamicsConfig, Recipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sapis.data.formats import LabelKeys, read_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.reference import reference_energies_from_isolated
 from sapis.data.splits import random_split
-from sapis.data.system import System, hash_systems
+from sapis.data.system import System, chemical_symbols, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.model.config import ModelConfig
 from sapis.pipeline import steps
@@ -76,6 +76,7 @@ def train_files(
         train, held = split.train, split.validation
     test_sets = {name: read_systems(path, keys=keys) for name, path in _names(tests).items()}
     everything = [system for systems in test_sets.values() for system in systems]
+    _require_comparable(train, {"validation": held, **test_sets})
     findings = lint(train, needs=needed) + lint_splits(train, held, everything)
     raise_on_errors(findings, waived=waived)
     energy_key = LabelKeys(energy=keys.energy if keys else None)
@@ -103,6 +104,21 @@ def train_files(
     used = {name: {"n": len(part), "hash": hashes[name]} for name, part in (parts | test_sets).items()}
     return TrainOutcome(work.path("model.sapis"), final.result["model_hash"], card["test"], checked.result["all_passed"],
                         trained.result, trained.cost, used)
+
+
+def _require_comparable(train: Sequence[System], parts: Mapping[str, Sequence[System]]) -> None:
+    """What cannot be evaluated is an error now, and not when the training is done."""
+    known = {int(number) for system in train for number in system.numbers}
+    for name, part in parts.items():
+        if not any(label is not None for system in part for label in (system.energy, system.forces, system.stress)):
+            raise DataError(expected="frames with energies, forces or stresses", received=f"{len(part)} frames without a label",
+                            where=f"{name} frames", todo="label them, or name the keys under which the file holds its labels")
+        for system in part:
+            if unknown := {int(number) for number in system.numbers} - known:
+                raise system.error(
+                    expected="elements that the training frames hold", todo="train on data with them too, or remove such frames",
+                    received=", ".join(chemical_symbols[number] for number in sorted(unknown)),
+                )
 
 
 def _names(tests: Sequence[Path]) -> dict[str, Path]:

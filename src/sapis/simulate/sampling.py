@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from sapis.core.config import Config
 from sapis.core.seeds import generator
 from sapis.data.system import System
-from sapis.labelers.labeler import Failure, LabelerConfig, build_labeler
+from sapis.labelers.build import build_labeler
+from sapis.labelers.labeler import Failure, LabelerConfig
 from sapis.labelers.worker import report_progress
 
 if TYPE_CHECKING:

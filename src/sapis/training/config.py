@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sapis.core.config import Config
 
@@ -29,4 +29,10 @@ class TrainingConfig(Config):
     checkpoint_seconds: float = Field(20.0, gt=0, description="wall seconds between checkpoints")
     precision: Literal["float32", "float64"] = "float32"
     threads: int = Field(1, ge=1, description="threads of torch")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> TrainingConfig:
+        if self.energy_weight == self.force_weight == self.stress_weight == 0:
+            raise ValueError("an energy_weight, force_weight or stress_weight above 0")
+        return self
