@@ -162,7 +162,7 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
      "--n-validation"),
     ("isolated atoms that are none", None, "train data.extxyz --output new --epochs 1 --isolated data.extxyz", "DataError",
      "one neutral atom"),
-    ("a test without labels", None, f"{TRAIN.replace('bad', 'data')} --test water.xyz", "DataError", "test"),
+    ("a test without labels", None, f"{TRAIN.replace('bad', 'data')} --test water.xyz", "DataError", "water frames"),
     ("a test with an unknown element", in_frame(0, lambda a: a.symbols.__setitem__(0, "Fe")),
      "train data.extxyz --output new --epochs 1 --test bad.extxyz", "DataError", "Fe"),
     ("weights that are all zero", lambda: half_settings(energy_weight=0, force_weight=0, stress_weight=0, epochs=1)(),
@@ -385,7 +385,7 @@ def test_in_a_process_of_its_own(desk: Path, command: str) -> None:
     assert_untouched(before, desk)
 
 
-@pytest.mark.parametrize("limit", [2_000, 60_000])
+@pytest.mark.parametrize("limit", [2_000, pytest.param(60_000, marks=pytest.mark.slow)])
 def test_a_disk_that_is_full(desk: Path, limit: int) -> None:
     """A limit on the size of files stands for the disk: the log, or only the checkpoint, cannot be written."""
     half_settings(epochs=1)()

@@ -25,6 +25,10 @@ from sapis.report.story import Report
 
 N_SHOWN_STRUCTURES = 12
 N_CHECKED_STRUCTURES = 2
+OUTPUTS = (
+    "recipe.json", "candidates.extxyz", "trajectories", "labels", "labels.extxyz", *(f"{name}.extxyz" for name in steps.PARTS),
+    "training", "model.sapis", "report.html",
+)
 
 USAGE = """\
 from sapis import load
@@ -53,7 +57,7 @@ def run(recipe: Recipe) -> Outcome:
     keep_freed_memory()
     # Here and not only in the training, which a resumed run may skip: another number of threads, other last digits.
     torch.set_num_threads(recipe.training.threads)
-    work = Workspace(recipe.output)
+    work = Workspace(recipe.output, OUTPUTS)
     with work.locked():
         write_text(work.path("recipe.json"), json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
         return _run(recipe, work)

@@ -82,7 +82,7 @@ def train_files(
     energy_key = LabelKeys(energy=keys.energy if keys else None)
     atoms = reference_energies_from_isolated(read_systems(isolated, keys=energy_key)) if isolated else {}
 
-    work = Workspace(output)
+    work = Workspace(output, ["training", "model.sapis"])
     parts = {"train": train, "validation": held}
     hashes = {name: hash_systems(part) for name, part in (parts | test_sets).items()}
     with work.locked():

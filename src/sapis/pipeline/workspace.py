@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,19 @@ from sapis.core.records import Record, Stopwatch, provenance, read_record, valid
 
 Step = Callable[[], dict[str, Any]]
 
-LOCK = ".lock"
-# What runs write; in a folder where no run has been, files with these names belong to somebody.
-OUTPUTS = (
-    "candidates.extxyz", "hot.extxyz", "labels", "labels.extxyz", "model.sapis", "recipe.json", "records", "report.html",
-    "test.extxyz", "train.extxyz", "training", "trajectories", "validation.extxyz",
-)
+LOCK, RECORDS = ".lock", "records"
 
 
 class Workspace:
-    """Runs steps in ``folder`` and remembers them in ``folder/records``."""
+    """Runs steps in ``folder`` and remembers them in ``folder/records``.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: new, or of an earlier run.
+        outputs: what the run writes there; where no run has been, such files belong to somebody and are not replaced.
+    """
+
+    def __init__(self, folder: Path, outputs: Sequence[str] = ()) -> None:
+        self.folder, self.outputs = folder, outputs
         self.n_done = 0
 
     def path(self, name: str) -> Path:
@@ -37,7 +37,7 @@ class Workspace:
 
     def record_path(self, step: str) -> Path:
         """Where the record of ``step`` is."""
-        return self.folder / "records" / f"{step}.json"
+        return self.folder / RECORDS / f"{step}.json"
 
     def step(self, name: str, inputs: dict[str, Any], files: list[str], run: Step) -> Record:
         """Run a step, or take its record if it was made from the same ``inputs`` and its ``files`` are as it left them.
@@ -91,8 +91,8 @@ class Workspace:
 
     def _open_lock(self) -> int:
         lock = self.path(LOCK)
-        found = [name for name in OUTPUTS if self.path(name).exists()]
-        if found and not lock.exists() and "records" not in found:
+        found = [name for name in self.outputs if self.path(name).exists()]
+        if found and not lock.exists() and not self.path(RECORDS).exists():
             raise FileError(
                 expected="an output folder that is new, or of an earlier run",
                 received=f"files that no run wrote: {', '.join(found)}", where=str(self.folder),
