@@ -50,7 +50,7 @@ class CandidatesConfig(Config):
     equilibration_fs: float = Field(default=200.0, ge=0)
     decorrelation_fs: float = Field(default=20.0, gt=0)
     rattle_fraction: float = Field(default=0.1, ge=0, le=1)
-    rattle_stdev_A: tuple[float, float] = (0.02, 0.08)
+    rattle_stdev_A: tuple[float, float] = (0.01, 0.04)
 
     @model_validator(mode="after")
     def _check(self) -> CandidatesConfig:
