@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import multiprocessing.process
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,11 @@ PROGRAM = [sys.executable, "-c", "from sapis.cli import main; main()"]
 PARTS = ("expected: ", "received: ", "where:    ", "what to do: ")
 
 TINY_MODEL = {"n_channels": 16, "n_heads": 2, "n_channels_carried": 16, "l_max": 1, "n_radial": 4, "n_hidden_readout": 8}
+
+
+def hear_interrupts() -> None:
+    """For a new process: a shell's background jobs, and so a test run started as one, ignore Ctrl-C and pass that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from ase.calculators.calculator import Calculator, SCFError
 
+from command import hear_interrupts
 from sapis.core.config import parse_config
 from sapis.core.errors import ConfigError, DataError, FileError, LabelerError
 from sapis.data.system import System
@@ -271,7 +272,7 @@ def test_an_interrupted_farm_keeps_what_is_finished_and_leaves_no_process(tmp_pa
         f"label_all(systems, config, LabelCache(Path({str(tmp_path / 'cache')!r})), n_workers=2)\n"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent)]
-    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=hear_interrupts)
     wait_until(lambda: len(list(marks.iterdir())) == 6)
     os.killpg(parent.pid, blow)
     assert parent.wait(timeout=10) != 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from command import PROGRAM, Ending, Sapis, contents
+from command import PROGRAM, Ending, Sapis, contents, hear_interrupts
 from conftest import labelled_frames, small_config
 from sapis.core.errors import TrainingError
 from sapis.core.seeds import generator
@@ -111,7 +111,7 @@ def test_a_run_killed_ten_times_gives_the_same_model(program: Sapis, undisturbed
 def test_an_interrupted_run_says_so_and_goes_on(program: Sapis, tmp_path: Path) -> None:
     (tmp_path / "water.yaml").write_text(RECIPE)
     process = subprocess.Popen([*PROGRAM, "run", str(tmp_path / "water.yaml")], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
+                               stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts)
     wait_for(tmp_path / "out" / "labels")
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=30)[0]
