@@ -19,6 +19,7 @@ from ase.build import bulk, molecule
 
 from sapis.data.system import System
 from sapis.report import Report, write_report
+from sapis.report.figures import parity_points
 from sapis.report.markup import ABSENT, Html, asset, chosen, duration, label, markup, number, tag
 from sapis.report.page import SECTIONS, render
 from sapis.report.story import curve
@@ -35,7 +36,7 @@ def scores(n_points: int = 30, force_rmse: float = 21.4) -> dict[str, Any]:
         "by_element": {"C": {"n": 80, "mae": 18.0, "rmse": 25.7}, "H": {"n": 240, "mae": 12.0, "rmse": 17.1}},
         "by_temperature": {"300": {"n": 20, "force_rmse_meV_A": 18.8, "energy_rmse_meV_atom": 0.8},
                            "600": {"n": 20, "force_rmse_meV_A": 26.1, "energy_rmse_meV_atom": 1.1}},
-        "parity": {"force": [forces.tolist(), (forces + 0.02).tolist()],
+        "parity": {"force": [(1000 * forces).tolist(), (1000 * forces + 20).tolist()],
                    "energy": [energies.tolist(), (energies + 1.0).tolist()]},
     }
 
@@ -385,3 +386,9 @@ def test_a_browser_draws_the_structures(tmp_path: Path) -> None:
                           text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr  # neither errors nor breaches of the policy
     assert "<canvas" in done.stdout and "3-D view needs" not in done.stdout
+
+
+def test_parity_axes_are_in_their_units() -> None:
+    """Records hold meV/Å; the axes are in eV/Å and the differences in meV/Å."""
+    x, y, difference = parity_points([[2000.0], [2030.0]], 1000.0)
+    assert (x[0], y[0], difference[0]) == (2.0, 2.03, 30.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def parity(name: str, scores: dict[str, Any], kind: str) -> Html | None:
     pair = dig(scores, "parity", kind)
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         return None
-    x, y = curve(pair[0], pair[1])
+    x, y, difference = parity_points(pair, scale)
     if not len(x):
         return None
     with canvas(4.6, 5.0) as figure:
@@ -83,13 +84,19 @@ def parity(name: str, scores: dict[str, Any], kind: str) -> Html | None:
         upper.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), ylabel=f"predicted ({unit})",
                   title=f"{NAMES.get(name, name)}: {what}")
         lower.axhline(0, color=INK, linewidth=0.8)
-        lower.scatter(x, scale * (y - x), **look)
-        reach = 1.08 * np.abs(scale * (y - x)).max() or 1.0
+        lower.scatter(x, difference, **look)
+        reach = 1.08 * np.abs(difference).max() or 1.0
         lower.set(xlabel=f"reference ({unit})", ylabel=f"difference\n({error_unit})", ylim=(-reach, reach))
         figure.align_ylabels()
         upper.text(0.03, 0.96, _parity_note(scores, kind, len(x)), transform=upper.transAxes, va="top",
                    fontsize=8, linespacing=1.5)
         return svg(figure, f"parity-{kind}-{_identifier(name)}", f"Parity plot of {kind}, set {name}")
+
+
+def parity_points(pair: Sequence[Any], scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reference and prediction in the unit of the axes, ``scale`` times that of the record, and their difference in the latter."""
+    reference, prediction = curve(pair[0], pair[1])
+    return reference / scale, prediction / scale, prediction - reference
 
 
 def _parity_note(scores: dict[str, Any], kind: str, n_points: int) -> str:
