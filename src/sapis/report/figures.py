@@ -94,7 +94,7 @@ def parity(name: str, scores: dict[str, Any], kind: str) -> Html | None:
 
 
 def parity_points(pair: Sequence[Any], scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reference and prediction in the unit of the axes, ``scale`` times that of the record, and their difference in the latter."""
+    """Reference and prediction in the unit of the axes, ``scale`` times that of the record, and their difference in that."""
     reference, prediction = curve(pair[0], pair[1])
     return reference / scale, prediction / scale, prediction - reference
 
