@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,7 @@ def dynamics(model: Path, start: System, config: DynamicsConfig, seed: int) -> d
     """NVE drift, order of the integrator, NVT stability, in float64."""
     calculator = load(model).calculator("float64")
 
-    def atoms() -> Any:
-        fresh = start.to_atoms()
-        fresh.calc = calculator
-        return fresh
-
+    atoms = partial(_atoms, start, calculator)
     nve = run_nve(atoms(), temperature_K=config.temperature_K, timestep_fs=config.timestep_fs, time_ps=config.nve_ps, seed=seed)
     order = order_test(atoms(), temperature_K=config.temperature_K, time_ps=config.order_ps, seed=seed)
     nvt = run_nvt(atoms(), temperature_K=config.temperature_K, timestep_fs=config.timestep_fs, time_ps=config.nvt_ps, seed=seed)
@@ -171,11 +168,7 @@ def checks(model: Path, systems: list[System], md: dict[str, Any] | None = None)
 def dynamics_checks(calculator: Any, system: System, *, temperature_K: float = 300.0, time_ps: float = 0.5, seed: int = 0,
                     ) -> list[Check]:
     """NVE drift and the order of its energy error, as checks."""
-    def atoms() -> Any:
-        fresh = system.to_atoms()
-        fresh.calc = calculator
-        return fresh
-
+    atoms = partial(_atoms, system, calculator)
     nve = run_nve(atoms(), temperature_K=temperature_K, timestep_fs=0.5, time_ps=time_ps, seed=seed).to_record()
     order = order_test(atoms(), temperature_K=temperature_K, time_ps=time_ps / 5, seed=seed).to_record()
     return nve_checks(nve, order)
@@ -195,6 +188,13 @@ def nve_checks(nve: dict[str, Any], order: dict[str, Any]) -> list[Check]:
               slope is not None and abs(slope - tolerances.ORDER_SLOPE) <= tolerances.ORDER_SLOPE_DEVIATION,
               "deviation from 2 of the exponent with which the energy fluctuation falls with the timestep"),
     ]
+
+
+def _atoms(system: System, calculator: Any) -> Any:
+    """Fresh ASE atoms: dynamics move the ones they get."""
+    atoms = system.to_atoms()
+    atoms.calc = calculator
+    return atoms
 
 
 def _or_nan(value: float | None) -> float:
