@@ -7,6 +7,7 @@ A benchmark is resumable: the same command goes on after a stop (its work is und
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -135,7 +136,8 @@ def figures(spec: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]
     for wanted in spec["figures"]:
         values = result["errors"][wanted["set"]] if "set" in wanted else result["errors"]
         value = values[wanted["figure"]]
-        holds = None if "limit" not in wanted else bool(value is not None and abs(value) <= wanted["limit"])
+        lowest = wanted.get("at_least", -math.inf)
+        holds = None if "limit" not in wanted else bool(value is not None and lowest <= value and abs(value) <= wanted["limit"])
         found.append({**wanted, "value": value, "holds": holds})
     return found
 
