@@ -442,8 +442,9 @@ def edges_turned_round(patch: pytest.MonkeyPatch) -> None:
 def coupling_of_wrong_parity(patch: pytest.MonkeyPatch) -> None:
     """The cross product of two vectors passes as a vector."""
     from sapis.model import layers
+    from sapis.so3 import contraction
 
-    paths, table = layers.coupling_paths, layers.gaunt_table
+    paths, table = layers.coupling_paths, contraction.gaunt_table
     cross = np.zeros((3, 3, 3))
     for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         cross[a, b, c], cross[b, a, c] = np.sqrt(0.5), -np.sqrt(0.5)
@@ -453,7 +454,8 @@ def coupling_of_wrong_parity(patch: pytest.MonkeyPatch) -> None:
         return sorted([*paths(*limits, **options), *extra], key=lambda path: path[2])
 
     patch.setattr(layers, "coupling_paths", more_paths)
-    patch.setattr(layers, "gaunt_table", lambda *path: cross if path == (1, 1, 1) else table(*path))
+    patch.setattr(contraction, "coupling_paths", more_paths)
+    patch.setattr(contraction, "gaunt_table", lambda *path: cross if path == (1, 1, 1) else table(*path))
 
 
 def harmonics_in_another_order(patch: pytest.MonkeyPatch) -> None:
@@ -472,6 +474,8 @@ def forces_without_the_reverse_edges(patch: pytest.MonkeyPatch) -> None:
 
 
 def padding_that_leaks(patch: pytest.MonkeyPatch) -> None:
+    """Compiled loops do not visit unused slots."""
+    patch.setattr("sapis.model.layers.is_compiled", lambda tensor: False)
     patch.setattr("sapis.data.batch.PADDING_DISTANCE", 0.5)
 
 

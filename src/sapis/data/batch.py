@@ -23,6 +23,7 @@ class Batch:
         senders: ``(atoms, slots)`` int64.
         vectors: receiver to sender, Å, ``(atoms, slots, 3)``.
         reverse: flat index of the reverse edge, ``(atoms, slots)`` int64.
+        counts: used slots of each atom, which come first, ``(atoms,)`` int64.
         n_atoms: atoms of each system, ``(graphs,)``.
         volumes: Å^3, ``(graphs,)``; NaN where not periodic in three directions.
         energies: eV less reference energies, float64, ``(graphs,)``; NaN where absent.
@@ -35,6 +36,7 @@ class Batch:
     senders: torch.Tensor
     vectors: torch.Tensor
     reverse: torch.Tensor
+    counts: torch.Tensor
     n_atoms: torch.Tensor
     volumes: torch.Tensor
     energies: torch.Tensor
@@ -118,6 +120,7 @@ def collate(samples: Sequence[Sample], *, cutoff: float, dtype: torch.dtype, slo
         species=torch.from_numpy(np.concatenate([sample.species for sample in samples])),
         graph=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
         senders=torch.from_numpy(senders), vectors=real(vectors), reverse=torch.from_numpy(reverse),
+        counts=torch.from_numpy(np.concatenate([sample.neighbors.counts for sample in samples])),
         n_atoms=torch.from_numpy(counts), volumes=real([sample.volume for sample in samples]),
         energies=torch.tensor([sample.energy for sample in samples], dtype=torch.float64),
         forces=real(np.concatenate([sample.forces for sample in samples])),

@@ -28,13 +28,13 @@ class Neighbors:
         senders: index of the neighbour, ``(atoms, slots)`` int64.
         vectors: from receiver to sender, image shift included, Å, ``(atoms, slots, 3)`` float64.
         reverse: flat index (``receiver * slots + slot``) of the reverse edge, ``(atoms, slots)`` int64.
-        n_edges: used slots.
+        counts: used slots of each atom, which come first, ``(atoms,)`` int64.
     """
 
     senders: np.ndarray
     vectors: np.ndarray
     reverse: np.ndarray
-    n_edges: int
+    counts: np.ndarray
 
     @property
     def n_slots(self) -> int:
@@ -89,7 +89,7 @@ def neighbors(system: System, cutoff: float) -> Neighbors:
     reverse[flat] = flat[_reverse_edges(receivers, senders, shifts)]
     return Neighbors(
         senders=padded_senders.reshape(atoms, slots), vectors=vectors.reshape(atoms, slots, 3),
-        reverse=reverse.reshape(atoms, slots), n_edges=edges,
+        reverse=reverse.reshape(atoms, slots), counts=counts,
     )
 
 

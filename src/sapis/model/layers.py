@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sapis.so3.coupling import coupling_paths, gaunt_table
+from sapis.model.density import DensityPlan, coupled_density
+from sapis.model.maps import Blocks, map_blocks
+from sapis.so3.contraction import Products, density_couplings, entries, is_compiled, paths_last, rows_first
+from sapis.so3.coupling import coupling_paths
 from sapis.so3.harmonics import degrees, row_products
 
 NORM_EPSILON = 1e-6
@@ -100,18 +104,21 @@ class DegreeLinear(nn.Module):
     def __init__(self, l_max: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(l_max + 1, n_in, n_out, dtype=dtype) / math.sqrt(n_in))
-        self.sizes = [2 * l + 1 for l in range(l_max + 1)]
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        blocks = features.split(self.sizes)
-        return torch.cat([block @ matrix for block, matrix in zip(blocks, self.weight.unbind(), strict=True)])
+        """``(lm, atoms, n_in)`` -> ``(lm, atoms, n_out)``."""
+        n_degrees, n_in, n_out = self.weight.shape
+        atoms = features.shape[1]
+        heights = tuple((2 * l + 1) * atoms for l in range(n_degrees))
+        blocks = Blocks(heights, (n_in,) * n_degrees, n_out)
+        return map_blocks(features.contiguous(), self.weight, blocks).view(-1, atoms, n_out)
 
 
 class Coupling(nn.Module):
     """All natural-parity products of rows of degree l1 with rows of degree l2, mixed over paths and channels.
 
-    Products of rows enter a constant matrix (one matrix product), then each path has a dense map over channels, and paths
-    with the same outcome are added.
+    Each path (l1, l2, l3) is a sum of products of rows with constant coefficients; a dense map then takes all paths and
+    channels of one l3 to its outcome.
 
     Args:
         l1_max, l2_max, l_max_out: degrees of the two factors and of the result.
@@ -124,37 +131,36 @@ class Coupling(nn.Module):
                  is_symmetric: bool = False) -> None:
         super().__init__()
         paths = coupling_paths(l1_max, l2_max, l_max_out, is_symmetric=is_symmetric)
-        blocks = []
-        for l1, l2, l3 in paths:
-            block = np.zeros((2 * l3 + 1, (l1_max + 1) ** 2, (l2_max + 1) ** 2))
-            block[:, l1 * l1 : (l1 + 1) ** 2, l2 * l2 : (l2 + 1) ** 2] = np.moveaxis(gaunt_table(l1, l2, l3), -1, 0)
-            blocks.append(block)
-        table = np.concatenate(blocks)
-        # Scalars of two features of equal degrees need only products of equal rows.
-        self.is_diagonal = l_max_out == 0 and l1_max == l2_max
-        table = np.einsum("raa->ra", table) if self.is_diagonal else table.reshape(len(table), -1)
-        self.register_buffer("table", torch.as_tensor(table, dtype=dtype), persistent=False)
+        n_one, n_other = (l1_max + 1) ** 2, (l2_max + 1) ** 2
         self.n_paths = np.bincount([l3 for _, _, l3 in paths]).tolist()
+        outcome, one, other, values = entries(paths)
+        self.products = Products((outcome, one, other), values, (paths_last(paths), rows_first(n_one), rows_first(n_other)))
+        table = np.zeros((outcome.max() + 1, n_one * n_other))
+        table[outcome, one * n_other + other] = values
+        self.register_buffer("table", torch.as_tensor(table, dtype=dtype), persistent=False)
         # Paths that meet in one degree share its unit variance.
         spread = torch.tensor([1 / math.sqrt(n_in * self.n_paths[l3]) for _, _, l3 in paths], dtype=dtype)
         self.weight = nn.Parameter(torch.randn(len(paths), n_in, n_out, dtype=dtype) * spread[:, None, None])
 
     def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """``(lm1, atoms, n_in)``, ``(lm2, atoms, n_in)`` -> ``(lm_out, atoms, n_out)``."""
-        if self.is_diagonal:
-            return self.mix(one * other)
-        return self.mix((one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1))
+        atoms = one.shape[1]
+        if is_compiled(one):
+            return self.mix(self.products(one.contiguous(), other.contiguous()), atoms)
+        return self.mix(self.ordered((one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1)), atoms)
 
-    def mix(self, pairs: torch.Tensor) -> torch.Tensor:
-        """``(lm1 * lm2, atoms, n_in)`` -> ``(lm_out, atoms, n_out)``."""
-        atoms = pairs.shape[1]
-        rows = (self.table @ pairs.flatten(1)).view(-1, pairs.shape[-1])
-        blocks = rows.split([n * (2 * l3 + 1) * atoms for l3, n in enumerate(self.n_paths)])
-        outcomes = [
-            torch.bmm(block.view(n, -1, block.shape[-1]), weight).sum(0)
-            for n, block, weight in zip(self.n_paths, blocks, self.weight.split(self.n_paths), strict=True)
-        ]
-        return torch.cat(outcomes).view(-1, atoms, self.weight.shape[-1])
+    def ordered(self, pairs: torch.Tensor) -> torch.Tensor:
+        """``(lm1 * lm2, atoms, n_in)`` -> what `mix` takes, by matrix products."""
+        rows = (self.table @ pairs.flatten(1)).view(len(self.table), *pairs.shape[1:])
+        blocks = rows.split([n * (2 * l3 + 1) for l3, n in enumerate(self.n_paths)])
+        return torch.cat([block.unflatten(0, (n, -1)).permute(1, 2, 0, 3).flatten()
+                          for n, block in zip(self.n_paths, blocks, strict=True)])
+
+    def mix(self, rows: torch.Tensor, atoms: int) -> torch.Tensor:
+        """``(2 l + 1, atoms, paths, n_in)`` of all degrees in one buffer -> ``(lm_out, atoms, n_out)``."""
+        n_in, n_out = self.weight.shape[1:]
+        heights = tuple((2 * l + 1) * atoms for l in range(len(self.n_paths)))
+        return map_blocks(rows, self.weight, Blocks(heights, tuple(n * n_in for n in self.n_paths), n_out)).view(-1, atoms, n_out)
 
 
 class Attention(nn.Module):
@@ -191,26 +197,31 @@ class Attention(nn.Module):
         spread = heads.repeat_interleave(n_carried // n_heads, dim=1).repeat(1, self.n_lm_carried)
         self.register_buffer("value_of_head", spread, persistent=False)
         self.coupling = Coupling(l_max, l_max_carried, l_max, n_radial * n_carried, n_channels, dtype)
+        self.couplings = density_couplings(l_max, l_max_carried, n_radial)
 
     def forward(self, features: torch.Tensor, edges: Edges) -> torch.Tensor:
         """``(lm, atoms, channels)`` -> ``(lm, atoms, channels)``."""
-        atoms = len(edges.senders)
         scalars = self.norm(features[0])
         values = self.value(features[: self.n_lm_carried]).transpose(0, 1).flatten(1)
         keys = self._per_head_norm(self.key(scalars))
+        queries = self._per_head_norm(self.query(scalars)) * (self.head_of_channel @ self.temperature)
+        if is_compiled(values):
+            plan = DensityPlan(self.couplings, self.head_of_channel, self.value_of_head, self.scale)
+            rows = coupled_density(plan, edges.senders, edges.counts, queries, keys, values, edges.radial, edges.harmonics,
+                                   self.radial_bias)
+        else:
+            rows = self.coupling.ordered(self._density(edges, queries, keys, values))
+        return self.coupling.mix(rows, len(values))
+
+    def _density(self, edges: Edges, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """The density by matrix products over all slots, ``(lm * lm', atoms, radial * channels)``."""
         sent = gather(torch.cat((keys, values), dim=-1), edges.senders, edges.reverse)
         keys, values = sent.split((keys.shape[-1], values.shape[-1]), dim=-1)
-        weights = self._weights(scalars, keys, edges.radial)
+        logits = torch.bmm(keys, queries.unsqueeze(-1) * self.head_of_channel) + edges.radial @ self.radial_bias
+        weights = self.scale + self.scale * F.silu(logits)
         density = torch.bmm(edges.basis.transpose(1, 2), values * (weights @ self.value_of_head))
         shape = ((self.l_max + 1) ** 2, self.n_radial, self.n_lm_carried, self.n_carried)
-        pairs = density.view(atoms, *shape).permute(1, 3, 0, 2, 4).reshape(shape[0] * shape[2], atoms, -1)
-        return self.coupling.mix(pairs)
-
-    def _weights(self, scalars: torch.Tensor, keys: torch.Tensor, radial: torch.Tensor) -> torch.Tensor:
-        """``<K>^(-1/2) (1 + SiLU(q . k + b . rho))``, ``(atoms, slots, heads)``."""
-        queries = self._per_head_norm(self.query(scalars)).unsqueeze(-1) * (self.head_of_channel * self.temperature)
-        logits = torch.bmm(keys, queries) + radial @ self.radial_bias
-        return self.scale + self.scale * F.silu(logits)
+        return density.view(-1, *shape).permute(1, 3, 0, 2, 4).reshape(shape[0] * shape[2], len(queries), -1)
 
     def _per_head_norm(self, values: torch.Tensor) -> torch.Tensor:
         """Unit length per head, so that a logit is a cosine times the head's temperature."""
@@ -222,14 +233,19 @@ class Edges:
     """What the layers need of the edges, computed once.
 
     Attributes:
-        senders, reverse: as in `Batch`.
+        senders, reverse, counts: as in `Batch`.
         radial: ``(atoms, slots, radial)``.
-        basis: harmonics times radial functions, ``(atoms, slots, lm * radial)``.
+        harmonics: ``(atoms, slots, lm)``.
     """
 
-    def __init__(self, senders: torch.Tensor, reverse: torch.Tensor, radial: torch.Tensor, harmonics: torch.Tensor) -> None:
-        self.senders, self.reverse, self.radial = senders, reverse, radial
-        self.basis = row_products(harmonics, radial)
+    def __init__(self, senders: torch.Tensor, reverse: torch.Tensor, counts: torch.Tensor, radial: torch.Tensor,
+                 harmonics: torch.Tensor) -> None:
+        self.senders, self.reverse, self.counts, self.radial, self.harmonics = senders, reverse, counts, radial, harmonics
+
+    @cached_property
+    def basis(self) -> torch.Tensor:
+        """Harmonics times radial functions, ``(atoms, slots, lm * radial)``."""
+        return row_products(self.harmonics, self.radial)
 
 
 class Product(nn.Module):

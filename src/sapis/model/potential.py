@@ -87,7 +87,7 @@ class TransformerPotential(nn.Module):
 
     def atom_energies(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """Per-atom energies less reference, eV, ``(atoms,)``, with ``vectors`` in place of the batch's own."""
-        return self.scale * self.transformer(batch.species, batch.senders, batch.reverse, vectors)
+        return self.scale * self.transformer(batch.species, batch.senders, batch.reverse, batch.counts, vectors)
 
     def forward(self, batch: Batch, *, create_graph: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Per-atom energies less reference ``(atoms,)`` eV, forces ``(atoms, 3)`` eV/Å, virials ``(graphs, 3, 3)`` eV.
