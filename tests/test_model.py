@@ -454,7 +454,6 @@ def coupling_of_wrong_parity(patch: pytest.MonkeyPatch) -> None:
         return sorted([*paths(*limits, **options), *extra], key=lambda path: path[2])
 
     patch.setattr(layers, "coupling_paths", more_paths)
-    patch.setattr(contraction, "coupling_paths", more_paths)
     patch.setattr(contraction, "gaunt_table", lambda *path: cross if path == (1, 1, 1) else table(*path))
 
 

@@ -17,9 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sapis.model.density import DensityPlan, coupled_density
-from sapis.model.maps import Blocks, map_blocks
-from sapis.so3.contraction import Products, density_couplings, entries, is_compiled, paths_last, rows_first
+from sapis.model import fused
+from sapis.so3.contraction import density_couplings, entries, is_compiled, product_couplings
 from sapis.so3.coupling import coupling_paths
 from sapis.so3.harmonics import degrees, row_products
 
@@ -94,8 +93,15 @@ class GroupNorm(nn.Module):
         """``(atoms, channels)`` -> the same shape."""
         channels = scalars.shape[-1]
         group = NORM_GROUP if channels % NORM_GROUP == 0 else channels
-        groups = scalars.unflatten(-1, (-1, group))
-        return (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + NORM_EPSILON)).flatten(-2)
+        return grouped_norm(scalars, group, 1 / group)
+
+
+def grouped_norm(values: torch.Tensor, group: int, factor: float) -> torch.Tensor:
+    """``x / sqrt(factor * sum(x^2) + epsilon)`` within each group of columns of ``(atoms, channels)``."""
+    if is_compiled(values):
+        return fused.norm(values, group, factor)
+    groups = values.unflatten(-1, (-1, group))
+    return (groups * torch.rsqrt(factor * groups.square().sum(-1, keepdim=True) + NORM_EPSILON)).flatten(-2)
 
 
 class DegreeLinear(nn.Module):
@@ -106,12 +112,11 @@ class DegreeLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(l_max + 1, n_in, n_out, dtype=dtype) / math.sqrt(n_in))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(lm, atoms, n_in)`` -> ``(lm, atoms, n_out)``."""
-        n_degrees, n_in, n_out = self.weight.shape
-        atoms = features.shape[1]
-        heights = tuple((2 * l + 1) * atoms for l in range(n_degrees))
-        blocks = Blocks(heights, (n_in,) * n_degrees, n_out)
-        return map_blocks(features.contiguous(), self.weight, blocks).view(-1, atoms, n_out)
+        """``(lm, atoms, n_in)`` -> ``(lm, atoms, n_out)``; degrees beyond its own are left out."""
+        if is_compiled(features):
+            return fused.linear(features, self.weight)
+        blocks = features[: len(self.weight) ** 2].split([2 * l + 1 for l in range(len(self.weight))])
+        return torch.cat([block @ matrix for block, matrix in zip(blocks, self.weight.unbind(), strict=True)])
 
 
 class Coupling(nn.Module):
@@ -123,18 +128,20 @@ class Coupling(nn.Module):
     Args:
         l1_max, l2_max, l_max_out: degrees of the two factors and of the result.
         is_symmetric: both factors are the same features, so (l1, l2) and (l2, l1) are one path.
+        n_radial: the products are those of a density with this many radial functions, see `Attention`.
     """
 
     table: torch.Tensor
 
     def __init__(self, l1_max: int, l2_max: int, l_max_out: int, n_in: int, n_out: int, dtype: torch.dtype, *,
-                 is_symmetric: bool = False) -> None:
+                 is_symmetric: bool = False, n_radial: int | None = None) -> None:
         super().__init__()
         paths = coupling_paths(l1_max, l2_max, l_max_out, is_symmetric=is_symmetric)
         n_one, n_other = (l1_max + 1) ** 2, (l2_max + 1) ** 2
         self.n_paths = np.bincount([l3 for _, _, l3 in paths]).tolist()
+        couplings = product_couplings(paths, n_one, n_other) if n_radial is None else density_couplings(paths, n_one, n_other, n_radial)
+        self.plan = fused.Plan(couplings, np.array(self.n_paths) * n_in, (l_max_out + 1) ** 2)
         outcome, one, other, values = entries(paths)
-        self.products = Products((outcome, one, other), values, (paths_last(paths), rows_first(n_one), rows_first(n_other)))
         table = np.zeros((outcome.max() + 1, n_one * n_other))
         table[outcome, one * n_other + other] = values
         self.register_buffer("table", torch.as_tensor(table, dtype=dtype), persistent=False)
@@ -144,10 +151,9 @@ class Coupling(nn.Module):
 
     def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """``(lm1, atoms, n_in)``, ``(lm2, atoms, n_in)`` -> ``(lm_out, atoms, n_out)``."""
-        atoms = one.shape[1]
         if is_compiled(one):
-            return self.mix(self.products(one.contiguous(), other.contiguous()), atoms)
-        return self.mix(self.ordered((one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1)), atoms)
+            return fused.couple(self.plan, one, other, self.weight.flatten(0, 1))
+        return self.mix(self.ordered((one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1)), one.shape[1])
 
     def ordered(self, pairs: torch.Tensor) -> torch.Tensor:
         """``(lm1 * lm2, atoms, n_in)`` -> what `mix` takes, by matrix products."""
@@ -159,8 +165,10 @@ class Coupling(nn.Module):
     def mix(self, rows: torch.Tensor, atoms: int) -> torch.Tensor:
         """``(2 l + 1, atoms, paths, n_in)`` of all degrees in one buffer -> ``(lm_out, atoms, n_out)``."""
         n_in, n_out = self.weight.shape[1:]
-        heights = tuple((2 * l + 1) * atoms for l in range(len(self.n_paths)))
-        return map_blocks(rows, self.weight, Blocks(heights, tuple(n * n_in for n in self.n_paths), n_out)).view(-1, atoms, n_out)
+        blocks = rows.view(-1).split([n * (2 * l3 + 1) * atoms * n_in for l3, n in enumerate(self.n_paths)])
+        outcomes = [block.view(-1, n * n_in) @ weight.reshape(-1, n_out)
+                    for n, block, weight in zip(self.n_paths, blocks, self.weight.split(self.n_paths), strict=True)]
+        return torch.cat(outcomes).view(-1, atoms, n_out)
 
 
 class Attention(nn.Module):
@@ -180,7 +188,7 @@ class Attention(nn.Module):
     def __init__(self, *, l_max: int, l_max_carried: int, n_channels: int, n_carried: int, n_heads: int, n_radial: int,
                  average_neighbors: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.n_heads, self.n_radial = n_heads, n_radial
+        self.n_radial, self.n_per_head = n_radial, n_channels // n_heads
         self.l_max, self.n_carried = l_max, n_carried
         self.n_lm_carried = (l_max_carried + 1) ** 2
         self.scale = 1 / math.sqrt(average_neighbors)
@@ -196,22 +204,22 @@ class Attention(nn.Module):
         self.register_buffer("head_of_channel", heads.repeat_interleave(n_channels // n_heads, dim=0), persistent=False)
         spread = heads.repeat_interleave(n_carried // n_heads, dim=1).repeat(1, self.n_lm_carried)
         self.register_buffer("value_of_head", spread, persistent=False)
-        self.coupling = Coupling(l_max, l_max_carried, l_max, n_radial * n_carried, n_channels, dtype)
-        self.couplings = density_couplings(l_max, l_max_carried, n_radial)
+        of_key = np.repeat(np.arange(n_heads), n_channels // n_heads)
+        of_value = np.tile(np.repeat(np.arange(n_heads), n_carried // n_heads), self.n_lm_carried)
+        self.heads = fused.Heads(of_key, of_value, self.scale)
+        self.coupling = Coupling(l_max, l_max_carried, l_max, n_radial * n_carried, n_channels, dtype, n_radial=n_radial)
 
     def forward(self, features: torch.Tensor, edges: Edges) -> torch.Tensor:
         """``(lm, atoms, channels)`` -> ``(lm, atoms, channels)``."""
         scalars = self.norm(features[0])
-        values = self.value(features[: self.n_lm_carried]).transpose(0, 1).flatten(1)
-        keys = self._per_head_norm(self.key(scalars))
-        queries = self._per_head_norm(self.query(scalars)) * (self.head_of_channel @ self.temperature)
+        values = self.value(features).transpose(0, 1).flatten(1)
+        # Unit length per head, so that a logit is a cosine times the head's temperature.
+        keys = grouped_norm(self.key(scalars), self.n_per_head, 1.0)
+        queries = grouped_norm(self.query(scalars), self.n_per_head, 1.0) * (self.head_of_channel @ self.temperature)
         if is_compiled(values):
-            plan = DensityPlan(self.couplings, self.head_of_channel, self.value_of_head, self.scale)
-            rows = coupled_density(plan, edges.senders, edges.counts, queries, keys, values, edges.radial, edges.harmonics,
-                                   self.radial_bias)
-        else:
-            rows = self.coupling.ordered(self._density(edges, queries, keys, values))
-        return self.coupling.mix(rows, len(values))
+            return fused.collect(self.coupling.plan, self.heads, edges.senders, edges.counts, queries, keys, values, edges.radial,
+                           edges.harmonics, self.radial_bias, self.coupling.weight.flatten(0, 1))
+        return self.coupling.mix(self.coupling.ordered(self._density(edges, queries, keys, values)), len(values))
 
     def _density(self, edges: Edges, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """The density by matrix products over all slots, ``(lm * lm', atoms, radial * channels)``."""
@@ -222,11 +230,6 @@ class Attention(nn.Module):
         density = torch.bmm(edges.basis.transpose(1, 2), values * (weights @ self.value_of_head))
         shape = ((self.l_max + 1) ** 2, self.n_radial, self.n_lm_carried, self.n_carried)
         return density.view(-1, *shape).permute(1, 3, 0, 2, 4).reshape(shape[0] * shape[2], len(queries), -1)
-
-    def _per_head_norm(self, values: torch.Tensor) -> torch.Tensor:
-        """Unit length per head, so that a logit is a cosine times the head's temperature."""
-        heads = values.unflatten(-1, (self.n_heads, -1))
-        return (heads * torch.rsqrt(heads.square().sum(-1, keepdim=True) + NORM_EPSILON)).flatten(-2)
 
 
 class Edges:
@@ -254,12 +257,9 @@ class Product(nn.Module):
     Orders 1 to 3 of the density give two- to four-body terms per layer (Drautz 2019; Batatia et al., arXiv 2206.07697).
     """
 
-    degree: torch.Tensor
-
     def __init__(self, *, l_max: int, l_max_out: int, order: int, n_channels: int, n_species: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.n_lm_out = (l_max_out + 1) ** 2
-        self.register_buffer("degree", torch.as_tensor(degrees(l_max_out)), persistent=False)
         self.couplings = nn.ModuleList(
             Coupling(l_max, l_max, l_max if n < order else l_max_out, n_channels, n_channels, dtype, is_symmetric=n == 2)
             for n in range(2, order + 1)
@@ -269,13 +269,28 @@ class Product(nn.Module):
 
     def forward(self, features: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
         """``(lm, atoms, channels)``, ``(atoms,)`` -> ``(lm_out, atoms, channels)``."""
-        weights = self.order_weights.index_select(0, species).permute(1, 2, 0, 3)
         power = features
-        result = features[: self.n_lm_out] * weights[0].index_select(0, self.degree)
+        result = add_weighted(features.new_zeros(self.n_lm_out, *features.shape[1:]), features, self.order_weights, species, 0)
         for n, coupling in enumerate(self.couplings, start=1):
             power = coupling(power, features)
-            result = result + power[: self.n_lm_out] * weights[n].index_select(0, self.degree)
+            result = add_weighted(result, power, self.order_weights, species, n)
         return result
+
+
+def add_weighted(base: torch.Tensor, values: torch.Tensor, weight: torch.Tensor, species: torch.Tensor, order: int,
+                 ) -> torch.Tensor:
+    """``base`` plus ``values`` times the weights of an order, each atom with those of its species.
+
+    Args:
+        base, values: ``(lm, atoms, channels)``; rows of ``values`` that ``base`` lacks are left out, and the other way round.
+        weight: ``(species, orders, degrees, channels)``.
+    """
+    if is_compiled(values):
+        return fused.weigh(base, values, weight, species, order)
+    rows = min(len(base), len(values))
+    degree = torch.as_tensor(degrees(math.isqrt(rows) - 1), device=values.device)
+    weighted = values[:rows] * weight[:, order].index_select(0, species).transpose(0, 1).index_select(0, degree)
+    return torch.cat((base[:rows] + weighted, base[rows:]))
 
 
 class Gate(nn.Module):
@@ -295,6 +310,9 @@ class Gate(nn.Module):
         """``(lm, atoms, channels)`` -> the same shape."""
         scalars = features[0]
         wide = self.widen(self.norm(scalars))
+        if is_compiled(features):
+            update = self.narrow(fused.swiglu(wide, 2 * self.n_channels))
+            return fused.gate(features, wide, update, 4 * self.n_channels)
         up, gate, rest = wide.split((2 * self.n_channels, 2 * self.n_channels, self.l_max * self.n_channels), dim=-1)
         scalars = (scalars + self.narrow(up * F.silu(gate))).unsqueeze(0)
         if self.l_max == 0:

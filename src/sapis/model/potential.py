@@ -13,6 +13,7 @@ from sapis.core.errors import ModelError
 from sapis.data.batch import Batch, collate, prepare
 from sapis.data.system import System
 from sapis.model.config import ModelConfig
+from sapis.model.fused import constant_weights
 from sapis.model.layers import sum_from_reverse
 from sapis.model.transformer import Transformer
 from sapis.potential.prediction import Prediction
@@ -101,7 +102,8 @@ class TransformerPotential(nn.Module):
         vectors = batch.vectors.detach().requires_grad_()
         with torch.enable_grad():
             energies = self.atom_energies(batch, vectors)
-            (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph)
+            with constant_weights():
+                (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph)
         forces = gradient.sum(1) - sum_from_reverse(gradient, batch.senders, batch.reverse)
         per_atom = gradient.transpose(1, 2) @ batch.vectors
         virials = per_atom.new_zeros(batch.n_graphs, 3, 3).index_add(0, batch.graph, per_atom)

@@ -18,14 +18,12 @@ import torch
 from torch import nn
 
 from sapis.model.config import ModelConfig
-from sapis.model.layers import Attention, DegreeLinear, Edges, Gate, Product, RadialBasis, readout
-from sapis.so3.harmonics import Harmonics, degrees
+from sapis.model.layers import Attention, DegreeLinear, Edges, Gate, Product, RadialBasis, add_weighted, readout
+from sapis.so3.harmonics import Harmonics
 
 
 class Layer(nn.Module):
     """Attention over neighbours, product on nodes, gate; with a residual path whose weight depends on the species."""
-
-    kept_degree: torch.Tensor
 
     def __init__(self, config: ModelConfig, *, n_species: int, average_neighbors: float, l_max_in: int, l_max_out: int,
                  dtype: torch.dtype) -> None:
@@ -40,23 +38,14 @@ class Layer(nn.Module):
         self.product = Product(l_max=config.l_max, l_max_out=l_max_out, order=config.order, n_channels=channels,
                                n_species=n_species, dtype=dtype)
         self.update = DegreeLinear(l_max_out, channels, channels, dtype)
-        self.n_lm_kept = (min(l_max_in, l_max_out) + 1) ** 2
-        kept = degrees(min(l_max_in, l_max_out))
         self.keep = DegreeLinear(min(l_max_in, l_max_out), channels, channels, dtype)
-        self.keep_weights = nn.Parameter(torch.ones(n_species, int(kept.max()) + 1, channels, dtype=dtype))
-        self.register_buffer("kept_degree", torch.as_tensor(kept), persistent=False)
+        self.keep_weights = nn.Parameter(torch.ones(n_species, min(l_max_in, l_max_out) + 1, channels, dtype=dtype))
         self.gate = Gate(l_max=l_max_out, n_channels=channels, dtype=dtype)
 
     def forward(self, features: torch.Tensor, species: torch.Tensor, edges: Edges) -> torch.Tensor:
         """``(lm_in, atoms, channels)`` -> ``(lm_out, atoms, channels)``."""
         update = self.update(self.product(self.attention(features, edges), species))
-        weights = self.keep_weights.index_select(0, species).transpose(0, 1).index_select(0, self.kept_degree)
-        kept = self.keep(features[: self.n_lm_kept]) * weights
-        if len(kept) < len(update):
-            merged = torch.cat((kept + update[: len(kept)], update[len(kept) :]), dim=0)
-        else:
-            merged = kept + update
-        return self.gate(merged)
+        return self.gate(add_weighted(update, self.keep(features), self.keep_weights.unsqueeze(1), species, 0))
 
 
 class Transformer(nn.Module):

@@ -1,9 +1,8 @@
-"""Sparse sums of products of rows, compiled for CPUs: what coupling coefficients do to features.
+"""Which rows a coupling of degrees adds up: its non-zero coefficients and where rows lie in memory.
 
-A coupling of degrees is ``out[k] = sum_e coefficient_e * one[i_e] * other[j_e]``, where about one coefficient in thirty is
-not zero and each row is a vector over channels. As matrix products that costs thirty times the arithmetic, and memory for
-all pairs of rows; here each non-zero coefficient is one multiply-add over contiguous channels. Derivatives of any order
-are sums of the same kind. Needs numba, and tensors on a CPU: see `is_compiled`.
+A coupling is ``out[k] = sum_e coefficient_e * one[i_e] * other[j_e]``, where about one coefficient in thirty is not zero and
+each row is a vector over channels. As a matrix product with a dense table it costs thirty times the arithmetic, and memory for
+all pairs of rows; the compiled loops of `sapis.model.compiled` visit the non-zero coefficients only.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from importlib import import_module
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from sapis.so3.coupling import coupling_paths, gaunt_table
+from sapis.so3.coupling import gaunt_table
 
 Path = tuple[int, int, int]
 
@@ -103,96 +100,35 @@ def entries(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     return np.array(outcome), np.array(one), np.array(other), np.array(values)
 
 
-class Products:
-    """``out[k] = sum_e c_e one[i_e] other[j_e]`` with the three operands in given layouts; any number of derivatives.
-
-    Args:
-        rows: of outcome (ascending), one and other for each entry e.
-        values: c_e.
-        layouts: of outcome, one and other.
-    """
-
-    def __init__(self, rows: tuple[np.ndarray, ...], values: np.ndarray, layouts: tuple[Layout, ...]) -> None:
-        self.rows, self.layouts, self.n_entries = rows, layouts, len(values)
-        self.values = {torch.float32: values.astype(np.float32), torch.float64: values}
-
-    def __call__(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Contiguous ``one`` and ``other`` (their last axis is the channels) -> flat ``(size * atoms, channels)``."""
-        return _Products.apply(self, one, other)
-
-    def constants(self, one: torch.Tensor) -> tuple[Any, ...]:
-        """What the compiled loops take besides their operands."""
-        channels = one.shape[-1]
-        atoms = one.numel() // (channels * self.layouts[1].size)
-        return tuple(layout[:3] for layout in self.layouts), self.rows, self.values[one.dtype], atoms, channels
-
-
-class _Products(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, products: Products, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        ctx.products = products
-        ctx.save_for_backward(one, other)
-        constants = products.constants(one)
-        out = one.new_zeros(products.layouts[0].size * constants[-2], one.shape[-1])
-        _loops().products(_flat(out), _flat(one), _flat(other), *constants)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, *_ProductsBackward.apply(ctx.products, gradient.contiguous(), *ctx.saved_tensors)
-
-
-class _ProductsBackward(torch.autograd.Function):
-    """Gradients by both factors. Its own derivatives are sums of the same two kinds, since all is linear in each operand."""
-
-    @staticmethod
-    def forward(ctx: Any, products: Products, gradient: torch.Tensor, one: torch.Tensor, other: torch.Tensor,
-                ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.products = products
-        ctx.save_for_backward(gradient, one, other)
-        by_one, by_other = torch.zeros_like(one), torch.zeros_like(other)
-        _loops().products_backward(_flat(by_one), _flat(by_other), _flat(gradient), _flat(one), _flat(other),
-                                   *products.constants(one))
-        return by_one, by_other
-
-    @staticmethod
-    def backward(ctx: Any, by_one: torch.Tensor, by_other: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradient, one, other = ctx.saved_tensors
-        by_one, by_other = by_one.contiguous(), by_other.contiguous()
-        by_gradient = _Products.apply(ctx.products, by_one, other) + _Products.apply(ctx.products, one, by_other)
-        return None, by_gradient, *_ProductsBackward.apply(ctx.products, gradient, by_one, by_other)
-
-
 class Couplings(NamedTuple):
-    """``out[k] = sum_e c_e one[i_e]`` in given layouts: the coupled rows of a density.
+    """``out[k_e] += c_e one[i_e] other[j_e]``, or without ``other``, over entries e sorted by k.
 
     Attributes:
-        starts: first entry of each row of the outcome, and their number.
-        sources: i_e.
+        rows: k, i and (if there is one) j of each entry.
         values: c_e in each precision.
-        layouts: of outcome and one.
+        layouts: of outcome, one and (if there is one) other.
+        starts: first entry of each row of the outcome, and their number.
     """
 
-    starts: np.ndarray
-    sources: np.ndarray
+    rows: tuple[np.ndarray, ...]
     values: dict[torch.dtype, np.ndarray]
-    layouts: tuple[Layout, Layout]
+    layouts: tuple[Layout, ...]
+    starts: np.ndarray
 
 
-def density_couplings(l_max: int, l_max_carried: int, n_radial: int) -> Couplings:
-    """Couples the harmonics of a density ``(atoms, lm, radial, lm', channels)`` with the degrees that it carries."""
-    paths = coupling_paths(l_max, l_max_carried, l_max)
+def product_couplings(paths: Sequence[Path], n_one: int, n_other: int) -> Couplings:
+    """Of features ``(lm, atoms, channels)`` with features."""
     outcome, one, other, values = entries(paths)
-    n_one, n_other = (l_max + 1) ** 2, (l_max_carried + 1) ** 2
+    return _couplings((outcome, one, other), values, (paths_last(paths), rows_first(n_one), rows_first(n_other)))
+
+
+def density_couplings(paths: Sequence[Path], n_one: int, n_other: int, n_radial: int) -> Couplings:
+    """Of the harmonics of a density ``(atoms, lm, radial, lm', channels)`` with the degrees that it carries."""
+    outcome, one, other, values = entries(paths)
     layouts = paths_last(paths, n_radial), pairs_of_atoms(n_one, n_other, n_radial)
-    starts = np.searchsorted(outcome, np.arange(len(layouts[0].planes) + 1))
-    return Couplings(starts, one * n_other + other, {torch.float32: values.astype(np.float32), torch.float64: values}, layouts)
+    return _couplings((outcome, one * n_other + other), values, layouts)
 
 
-@cache
-def _loops() -> ModuleType:
-    return import_module("sapis.so3.compiled")
-
-
-def _flat(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().view(-1).numpy()
+def _couplings(rows: tuple[np.ndarray, ...], values: np.ndarray, layouts: tuple[Layout, ...]) -> Couplings:
+    starts = np.searchsorted(rows[0], np.arange(len(layouts[0].planes) + 1))
+    return Couplings(rows, {torch.float32: values.astype(np.float32), torch.float64: values}, layouts, starts)
