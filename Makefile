@@ -37,6 +37,7 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --editable .
+	$(BIN)/sapis doctor
 	@touch $(READY)
 
 ## demo: from the SMILES of ethanol to a checked model and its report

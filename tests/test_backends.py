@@ -41,7 +41,8 @@ def outcome(potential: TransformerPotential, batch: Batch) -> dict[str, torch.Te
     energies, forces, virials = potential(batch, create_graph=True)
     loss(batch, energies, forces, virials, TrainingConfig(epochs=1), 1.0).backward()
     return {"energies": energies.detach(), "forces": forces.detach(), "virials": virials.detach(),
-            **{name: torch.zeros(1) if weight.grad is None else weight.grad.clone() for name, weight in potential.named_parameters()}}
+            **{name: torch.zeros(1) if weight.grad is None else weight.grad.clone()
+               for name, weight in potential.named_parameters()}}
 
 
 @pytest.mark.parametrize("options", [

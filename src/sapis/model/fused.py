@@ -188,7 +188,12 @@ class _FusedBackward(torch.autograd.Function):
 
 @cache
 def _loops() -> ModuleType:
-    return import_module("sapis.model.compiled")
+    """The compiled loops. Their products are too small to be shared: more threads would only wait for each other."""
+    from threadpoolctl import ThreadpoolController
+
+    loops = import_module("sapis.model.compiled")
+    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+    return loops
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

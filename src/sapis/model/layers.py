@@ -139,7 +139,8 @@ class Coupling(nn.Module):
         paths = coupling_paths(l1_max, l2_max, l_max_out, is_symmetric=is_symmetric)
         n_one, n_other = (l1_max + 1) ** 2, (l2_max + 1) ** 2
         self.n_paths = np.bincount([l3 for _, _, l3 in paths]).tolist()
-        couplings = product_couplings(paths, n_one, n_other) if n_radial is None else density_couplings(paths, n_one, n_other, n_radial)
+        couplings = (product_couplings(paths, n_one, n_other) if n_radial is None
+                     else density_couplings(paths, n_one, n_other, n_radial))
         self.plan = fused.Plan(couplings, np.array(self.n_paths) * n_in, (l_max_out + 1) ** 2)
         outcome, one, other, values = entries(paths)
         table = np.zeros((outcome.max() + 1, n_one * n_other))

@@ -106,6 +106,8 @@ class Training:
     def run(self) -> Progress:
         """Train to the end of the budget, from the last checkpoint if there is one; the potential gets the best weights."""
         self._resume()
+        if not self.progress.is_finished:
+            self._warm_up()
         self.board = _tensorboard(self.folder / "tensorboard")
         clock, saved = time.process_time(), time.monotonic()
         bar = progress_bar()
@@ -129,6 +131,13 @@ class Training:
                     saved = time.monotonic()
         self._finish()
         return self.progress
+
+    def _warm_up(self) -> None:
+        """Loops that were never used on this machine are compiled before the clock runs (about a minute, then kept)."""
+        batch = collate(self.samples[:1], cutoff=self.potential.cutoff, dtype=self.potential.dtype)
+        energies, forces, virials = self.potential(batch, create_graph=True)
+        value = loss(batch, energies, forces, virials, self.config, self.potential.scale)
+        torch.autograd.grad(value, self.weights, allow_unused=True)
 
     def total_steps(self) -> int | None:
         """Steps of the epoch budget; None if only CPU seconds end the training."""

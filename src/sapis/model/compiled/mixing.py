@@ -1,0 +1,87 @@
+"""Rows of paths of a group of atoms, and the matrix that mixes them. They stay in cache between being made and being mixed."""
+
+from __future__ import annotations
+
+# mypy: ignore-errors
+import numpy as np
+from numba import njit, uint64
+
+# Not "nnan" and "ninf": a training must see that a number is not finite.
+jit = njit(cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy", nogil=True)
+
+# Numbers that the rows of a group may take: they, the weights and some scratch fit the second-level cache of a core.
+GROUP_SIZE = 98_304
+
+
+@jit
+def new(rows, columns, kind):
+    """Scratch."""
+    return np.empty((rows, columns), kind)
+
+
+@jit
+def group(size_per_atom):
+    """Atoms of a group."""
+    return max(4, GROUP_SIZE // size_per_atom)
+
+
+@jit
+def fetch(target, source, first, m):
+    """Rows of ``m`` atoms of ``(lm, atoms, channels)`` into a flat buffer ``(lm, m, channels)``."""
+    channels = source.shape[2]
+    for lm in range(source.shape[0]):
+        for atom in range(m):
+            start = uint64((lm * m + atom) * channels)
+            for channel in range(channels):
+                target[start + uint64(channel)] = source[lm, first + atom, channel]
+
+
+@jit
+def store(target, source, first, m):
+    """The inverse of `fetch`."""
+    channels = target.shape[2]
+    for lm in range(target.shape[0]):
+        for atom in range(m):
+            start = uint64((lm * m + atom) * channels)
+            for channel in range(channels):
+                target[lm, first + atom, channel] = source[start + uint64(channel)]
+
+
+@jit
+def mix(out, rows, weight, widths, m):
+    """``rows_l @ weight_l`` for each degree; buffers of ``m`` atoms, flat."""
+    n_out, row, column = weight.shape[1], 0, 0
+    for l in range(len(widths)):
+        height, width = (2 * l + 1) * m, widths[l]
+        np.dot(rows[row : row + height * width].reshape(height, width), weight[column : column + width],
+               out[l * l * m * n_out : (l + 1) ** 2 * m * n_out].reshape(height, n_out))
+        row += height * width
+        column += width
+
+
+@jit
+def mix_back(rows, out, weight, widths, m):
+    """``out_l @ weight_l^T``."""
+    n_out, row, column = weight.shape[1], 0, 0
+    for l in range(len(widths)):
+        height, width = (2 * l + 1) * m, widths[l]
+        np.dot(out[l * l * m * n_out : (l + 1) ** 2 * m * n_out].reshape(height, n_out), weight[column : column + width].T,
+               rows[row : row + height * width].reshape(height, width))
+        row += height * width
+        column += width
+
+
+@jit
+def add_mix_weight(d_weight, scratch, rows, out, widths, m):
+    """Adds ``rows_l^T @ out_l``."""
+    n_out, row, column = d_weight.shape[1], 0, 0
+    for l in range(len(widths)):
+        height, width = (2 * l + 1) * m, widths[l]
+        part = scratch[: width * n_out].reshape(width, n_out)
+        np.dot(rows[row : row + height * width].reshape(height, width).T,
+               out[l * l * m * n_out : (l + 1) ** 2 * m * n_out].reshape(height, n_out), part)
+        for i in range(width):
+            for j in range(n_out):
+                d_weight[column + i, j] += part[i, j]
+        row += height * width
+        column += width
