@@ -7,9 +7,11 @@ A benchmark is resumable: the same command goes on after a stop (its work is und
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -125,6 +127,18 @@ def nve(name: str, spec: dict[str, Any]) -> dict[str, Any]:
             "threads": 1, "cost": watch.cost()}
 
 
+def inference(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Energy and forces of structures of growing size, each in a process of its own."""
+    watch, found = Stopwatch(), {}
+    for case in spec["cases"]:
+        command = [sys.executable, "-m", "benchmarks.inference", DATA / case["structure"], str(case["repeats"]), case["backend"]]
+        answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout)
+        found[case["name"]] = {**answer, "backend": case["backend"]}
+        print(f"{name}: {case['name']}: {answer['cpu_ms']:.1f} ms, {answer['cpu_ms_per_atom']:.3f} ms per atom, "
+              f"{answer['peak_memory_MB']:.0f} MB", flush=True)
+    return {"errors": found, "seed": 0, "threads": 1, "cost": watch.cost()}
+
+
 def _keep_model(model: Path, name: str) -> None:
     (HERE / "models").mkdir(exist_ok=True)
     shutil.copyfile(model, HERE / "models" / f"{name}.sapis")
@@ -157,7 +171,7 @@ def main() -> None:
     spec = definitions[name]
     made_by = provenance()  # of the code that runs now, whatever is committed meanwhile
     before = yardstick()
-    result = {"train": train, "demo": demo, "nve": nve}[spec["kind"]](name, spec)
+    result = {"train": train, "demo": demo, "nve": nve, "inference": inference}[spec["kind"]](name, spec)
     cost = result.pop("cost")
     result |= {"figures": figures(spec, result), "definition": spec, "yardstick": {"before": before, "after": yardstick()}}
     write_record(HERE / "records" / f"{name}.json", Record(name, hash_json(spec), result, cost, made_by))
