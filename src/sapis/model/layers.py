@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sapis.model import fused
-from sapis.so3.contraction import density_couplings, entries, is_compiled, product_couplings
+from sapis.so3.contraction import density_couplings, entries, product_couplings
 from sapis.so3.coupling import coupling_paths
 from sapis.so3.harmonics import degrees, row_products
 
@@ -98,8 +96,6 @@ class GroupNorm(nn.Module):
 
 def grouped_norm(values: torch.Tensor, group: int, factor: float) -> torch.Tensor:
     """``x / sqrt(factor * sum(x^2) + epsilon)`` within each group of columns of ``(atoms, channels)``."""
-    if is_compiled(values):
-        return fused.norm(values, group, factor)
     groups = values.unflatten(-1, (-1, group))
     return (groups * torch.rsqrt(factor * groups.square().sum(-1, keepdim=True) + NORM_EPSILON)).flatten(-2)
 
@@ -113,8 +109,6 @@ class DegreeLinear(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """``(lm, atoms, n_in)`` -> ``(lm, atoms, n_out)``; degrees beyond its own are left out."""
-        if is_compiled(features):
-            return fused.linear(features, self.weight)
         blocks = features[: len(self.weight) ** 2].split([2 * l + 1 for l in range(len(self.weight))])
         return torch.cat([block @ matrix for block, matrix in zip(blocks, self.weight.unbind(), strict=True)])
 
@@ -139,9 +133,9 @@ class Coupling(nn.Module):
         paths = coupling_paths(l1_max, l2_max, l_max_out, is_symmetric=is_symmetric)
         n_one, n_other = (l1_max + 1) ** 2, (l2_max + 1) ** 2
         self.n_paths = np.bincount([l3 for _, _, l3 in paths]).tolist()
-        couplings = (product_couplings(paths, n_one, n_other) if n_radial is None
-                     else density_couplings(paths, n_one, n_other, n_radial))
-        self.plan = fused.Plan(couplings, np.array(self.n_paths) * n_in, (l_max_out + 1) ** 2)
+        self.widths = np.array(self.n_paths) * n_in
+        self.couplings = (product_couplings(paths, n_one, n_other) if n_radial is None
+                          else density_couplings(paths, n_one, n_other, n_radial))
         outcome, one, other, values = entries(paths)
         table = np.zeros((outcome.max() + 1, n_one * n_other))
         table[outcome, one * n_other + other] = values
@@ -152,8 +146,6 @@ class Coupling(nn.Module):
 
     def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """``(lm1, atoms, n_in)``, ``(lm2, atoms, n_in)`` -> ``(lm_out, atoms, n_out)``."""
-        if is_compiled(one):
-            return fused.couple(self.plan, one, other, self.weight.flatten(0, 1))
         return self.mix(self.ordered((one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1)), one.shape[1])
 
     def ordered(self, pairs: torch.Tensor) -> torch.Tensor:
@@ -205,9 +197,8 @@ class Attention(nn.Module):
         self.register_buffer("head_of_channel", heads.repeat_interleave(n_channels // n_heads, dim=0), persistent=False)
         spread = heads.repeat_interleave(n_carried // n_heads, dim=1).repeat(1, self.n_lm_carried)
         self.register_buffer("value_of_head", spread, persistent=False)
-        of_key = np.repeat(np.arange(n_heads), n_channels // n_heads)
-        of_value = np.tile(np.repeat(np.arange(n_heads), n_carried // n_heads), self.n_lm_carried)
-        self.heads = fused.Heads(of_key, of_value, self.scale)
+        self.head_of_key = np.repeat(np.arange(n_heads), n_channels // n_heads)
+        self.head_of_value = np.tile(np.repeat(np.arange(n_heads), n_carried // n_heads), self.n_lm_carried)
         self.coupling = Coupling(l_max, l_max_carried, l_max, n_radial * n_carried, n_channels, dtype, n_radial=n_radial)
 
     def forward(self, features: torch.Tensor, edges: Edges) -> torch.Tensor:
@@ -217,9 +208,6 @@ class Attention(nn.Module):
         # Unit length per head, so that a logit is a cosine times the head's temperature.
         keys = grouped_norm(self.key(scalars), self.n_per_head, 1.0)
         queries = grouped_norm(self.query(scalars), self.n_per_head, 1.0) * (self.head_of_channel @ self.temperature)
-        if is_compiled(values):
-            return fused.collect(self.coupling.plan, self.heads, edges.senders, edges.counts, queries, keys, values, edges.radial,
-                           edges.harmonics, self.radial_bias, self.coupling.weight.flatten(0, 1))
         return self.coupling.mix(self.coupling.ordered(self._density(edges, queries, keys, values)), len(values))
 
     def _density(self, edges: Edges, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -237,19 +225,14 @@ class Edges:
     """What the layers need of the edges, computed once.
 
     Attributes:
-        senders, reverse, counts: as in `Batch`.
+        senders, reverse: as in `Batch`.
         radial: ``(atoms, slots, radial)``.
-        harmonics: ``(atoms, slots, lm)``.
+        basis: harmonics times radial functions, ``(atoms, slots, lm * radial)``.
     """
 
-    def __init__(self, senders: torch.Tensor, reverse: torch.Tensor, counts: torch.Tensor, radial: torch.Tensor,
-                 harmonics: torch.Tensor) -> None:
-        self.senders, self.reverse, self.counts, self.radial, self.harmonics = senders, reverse, counts, radial, harmonics
-
-    @cached_property
-    def basis(self) -> torch.Tensor:
-        """Harmonics times radial functions, ``(atoms, slots, lm * radial)``."""
-        return row_products(self.harmonics, self.radial)
+    def __init__(self, senders: torch.Tensor, reverse: torch.Tensor, radial: torch.Tensor, harmonics: torch.Tensor) -> None:
+        self.senders, self.reverse, self.radial = senders, reverse, radial
+        self.basis = row_products(harmonics, radial)
 
 
 class Product(nn.Module):
@@ -286,8 +269,6 @@ def add_weighted(base: torch.Tensor, values: torch.Tensor, weight: torch.Tensor,
         base, values: ``(lm, atoms, channels)``; rows of ``values`` that ``base`` lacks are left out, and the other way round.
         weight: ``(species, orders, degrees, channels)``.
     """
-    if is_compiled(values):
-        return fused.weigh(base, values, weight, species, order)
     rows = min(len(base), len(values))
     degree = torch.as_tensor(degrees(math.isqrt(rows) - 1), device=values.device)
     weighted = values[:rows] * weight[:, order].index_select(0, species).transpose(0, 1).index_select(0, degree)
@@ -311,9 +292,6 @@ class Gate(nn.Module):
         """``(lm, atoms, channels)`` -> the same shape."""
         scalars = features[0]
         wide = self.widen(self.norm(scalars))
-        if is_compiled(features):
-            update = self.narrow(fused.swiglu(wide, 2 * self.n_channels))
-            return fused.gate(features, wide, update, 4 * self.n_channels)
         up, gate, rest = wide.split((2 * self.n_channels, 2 * self.n_channels, self.l_max * self.n_channels), dim=-1)
         scalars = (scalars + self.narrow(up * F.silu(gate))).unsqueeze(0)
         if self.l_max == 0:

@@ -13,10 +13,11 @@ from sapis.core.errors import ModelError
 from sapis.data.batch import Batch, collate, prepare
 from sapis.data.system import System
 from sapis.model.config import ModelConfig
-from sapis.model.fused import constant_weights
 from sapis.model.layers import sum_from_reverse
+from sapis.model.program import energies_and_gradient
 from sapis.model.transformer import Transformer
 from sapis.potential.prediction import Prediction
+from sapis.so3.contraction import is_compiled
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -88,7 +89,7 @@ class TransformerPotential(nn.Module):
 
     def atom_energies(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """Per-atom energies less reference, eV, ``(atoms,)``, with ``vectors`` in place of the batch's own."""
-        return self.scale * self.transformer(batch.species, batch.senders, batch.reverse, batch.counts, vectors)
+        return self.scale * self.transformer(batch.species, batch.senders, batch.reverse, vectors)
 
     def forward(self, batch: Batch, *, create_graph: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Per-atom energies less reference ``(atoms,)`` eV, forces ``(atoms, 3)`` eV/Å, virials ``(graphs, 3, 3)`` eV.
@@ -99,10 +100,15 @@ class TransformerPotential(nn.Module):
         Args:
             create_graph: keep what a loss on forces needs.
         """
-        vectors = batch.vectors.detach().requires_grad_()
-        with torch.enable_grad():
-            energies = self.atom_energies(batch, vectors)
-            with constant_weights():
+        if is_compiled(batch.vectors):
+            with torch.set_grad_enabled(create_graph):
+                energies, gradient = energies_and_gradient(
+                    self.transformer, batch.species, batch.senders, batch.counts, batch.vectors)
+                energies, gradient = self.scale * energies, self.scale * gradient
+        else:
+            vectors = batch.vectors.detach().requires_grad_()
+            with torch.enable_grad():
+                energies = self.atom_energies(batch, vectors)
                 (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph)
         forces = gradient.sum(1) - sum_from_reverse(gradient, batch.senders, batch.reverse)
         per_atom = gradient.transpose(1, 2) @ batch.vectors

@@ -76,13 +76,12 @@ class Transformer(nn.Module):
             for t in range(config.n_layers)
         )
 
-    def forward(self, species: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor, counts: torch.Tensor,
-                vectors: torch.Tensor) -> torch.Tensor:
+    def forward(self, species: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """Per-atom energies ``(atoms,)``; arguments as in `sapis.data.batch.Batch`."""
         distances = vectors.square().sum(-1).sqrt()
         radial = self.radial(distances)
         harmonics = self.harmonics(vectors / distances.unsqueeze(-1))
-        edges = Edges(senders, reverse, counts, radial, harmonics)
+        edges = Edges(senders, reverse, radial, harmonics)
         features = self.embedding.index_select(0, species).unsqueeze(0)
         energies = torch.zeros_like(features[0, :, 0])
         for layer, read in zip(self.layers, self.readouts, strict=True):

@@ -34,6 +34,7 @@ class Harmonics(torch.nn.Module):
     def __init__(self, l_max: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.l_max = l_max
+        self._steps: dict[np.dtype, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = {}
         for l in range(1, l_max):
             self.register_buffer(f"step_{l}", torch.tensor(_raising_table(l), dtype=dtype), persistent=False)
 
@@ -46,6 +47,16 @@ class Harmonics(torch.nn.Module):
         for l in range(1, self.l_max):
             parts.append(row_products(parts[-1], first) @ getattr(self, f"step_{l}"))
         return torch.cat(parts, dim=-1)
+
+    def steps(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The same chain as entries: ``Y[outcome] += coefficient * Y[factor] * Y_1[component]``, in this order."""
+        if dtype not in self._steps:
+            found = [(l * l + 2 * l + 1 + k, l * l + i // 3, i % 3, float(table[i, k]))
+                     for l in range(1, self.l_max) for table in [_raising_table(l)] for i, k in np.argwhere(table)]
+            outcomes, factors, components, values = zip(*found, strict=True) if found else ((), (), (), ())
+            self._steps[dtype] = (np.array(outcomes, dtype=np.int64), np.array(factors, dtype=np.int64),
+                                  np.array(components, dtype=np.int64), np.array(values, dtype=dtype))
+        return self._steps[dtype]
 
 
 def row_products(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Products of features, mixed: `sapis.model.fused.couple`."""
+"""Products of features, mixed: `sapis.model.program`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The density of an atom's neighbours, coupled and mixed: `sapis.model.fused.collect`. Only used slots are visited."""
+"""The density of an atom's neighbours, coupled and mixed: `sapis.model.program`. Only used slots are visited."""
 
 from __future__ import annotations
 

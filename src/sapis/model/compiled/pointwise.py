@@ -60,7 +60,7 @@ def linear_backward(d_features, d_weight, d_out, features, weight, is_weight_wan
 
 @jit
 def linear_double_backward(d_d_out, d_features, d_weight, d_out, features, weight, t_features, t_weight, is_weight_moved):
-    """See the head of `sapis.model.fused`."""
+    """See the head of `sapis.model.tape`."""
     _linear(d_d_out, t_features, weight)
     _linear_weight(d_weight, t_features, d_out)
     if is_weight_moved:
@@ -144,7 +144,7 @@ def swiglu_backward(d_wide, d_out, wide):
 
 @jit
 def swiglu_double_backward(d_d_out, d_wide, d_out, wide, t_wide):
-    """See the head of `sapis.model.fused`."""
+    """See the head of `sapis.model.tape`."""
     width = d_out.shape[1]
     for row in range(d_out.shape[0]):
         for channel in range(width):
@@ -192,7 +192,7 @@ def gate_backward(d_features, d_wide, d_update, d_out, features, wide, update, n
 @jit
 def gate_double_backward(d_d_out, d_features, d_wide, d_update, d_out, features, wide, update, t_features, t_wide, t_update,
                          n_up):
-    """See the head of `sapis.model.fused`."""
+    """See the head of `sapis.model.tape`."""
     atoms, channels = features.shape[1], features.shape[2]
     d_d_out[0] = t_features[0] + t_update
     for atom in range(atoms):
@@ -260,7 +260,7 @@ def weigh_backward(d_base, d_values, d_weight, d_out, base, values, weight, spec
 @jit
 def weigh_double_backward(d_d_out, d_base, d_values, d_weight, d_out, base, values, weight, t_base, t_values, t_weight, species,
                           order, is_weight_moved):
-    """See the head of `sapis.model.fused`."""
+    """See the head of `sapis.model.tape`."""
     _copy(d_d_out, t_base)
     _add_weighted(d_d_out, t_values, weight, species, order)
     _add_weighted_weight(d_weight, d_out, t_values, species, order)
