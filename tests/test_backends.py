@@ -14,10 +14,11 @@ from conftest import ELEMENTS, cluster, crystal, small_potential
 from sapis.data.batch import Batch, collate, prepare
 from sapis.data.system import System
 from sapis.model import compiled
+from sapis.model.compiled.mixing import GROUP_SIZE
 from sapis.model.config import ModelConfig
 from sapis.model.layers import Coupling
 from sapis.model.potential import TransformerPotential
-from sapis.so3.contraction import is_compiled, matrix_products_only
+from sapis.so3.contraction import matrix_products_only
 from sapis.so3.harmonics import Harmonics
 from sapis.training.config import TrainingConfig
 from sapis.training.loss import loss
@@ -25,8 +26,6 @@ from sapis.training.loss import loss
 LONE = System(numbers=[8], positions=np.zeros((1, 3)))
 SYSTEMS = [cluster(6), LONE, crystal(4), cluster(9, seed=2)]
 EQUAL = 1e-10
-
-pytestmark = pytest.mark.skipif(not is_compiled(torch.zeros(1)), reason="numba is not installed")
 
 
 def labelled_batch(potential: TransformerPotential, systems: list[System] = SYSTEMS) -> Batch:
@@ -67,14 +66,14 @@ def test_a_large_batch_is_worked_in_groups(monkeypatch: pytest.MonkeyPatch) -> N
     systems = [cluster(9, seed=seed) for seed in range(9)]
     potential = small_potential()
     whole = outcome(potential, labelled_batch(potential, systems))
-    n_grouped = max(4, 98_304 // (35 * 16))
+    n_grouped = max(4, GROUP_SIZE // (35 * 16))
     assert sum(len(system) for system in systems) < n_grouped, "one group holds the small model's batch"
     parts = [outcome(potential, labelled_batch(potential, [system]))["energies"] for system in systems]
     assert torch.allclose(torch.cat(parts), whole["energies"], rtol=1e-12, atol=1e-12)
     wide = TransformerPotential(ModelConfig(cutoff=3.5, n_channels=128, n_channels_carried=32), elements=ELEMENTS,
                                 reference_energies=[0.0] * len(ELEMENTS), scale=1.0, average_neighbors=5.0, precision="float64")
     batch = labelled_batch(wide, systems)
-    assert len(batch.species) > 98_304 // (9 * 8 * 128), "several groups hold the wide model's"
+    assert len(batch.species) > GROUP_SIZE // (9 * 8 * 128), "several groups hold the wide model's"
     loops = outcome(wide, batch)
     with matrix_products_only():
         products = outcome(wide, batch)

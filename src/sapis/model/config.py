@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from sapis.core.config import Config
 
+# Under the root of every norm.
+NORM_EPSILON = 1e-6
+
 
 class ModelConfig(Config):
     """Architecture of the equivariant Transformer (see `sapis.model.transformer`)."""

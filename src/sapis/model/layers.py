@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sapis.model.config import NORM_EPSILON
 from sapis.so3.contraction import density_couplings, entries, product_couplings
 from sapis.so3.coupling import coupling_paths
 from sapis.so3.harmonics import degrees, row_products
 
-NORM_EPSILON = 1e-6
 NORM_GROUP = 32
 
 

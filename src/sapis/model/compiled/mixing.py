@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 # mypy: ignore-errors
-import numpy as np
-from numba import njit, uint64
+import os
+import sys
+from pathlib import Path
 
-# Not "nnan" and "ninf": a training must see that a number is not finite.
-jit = njit(cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy", nogil=True)
+import numpy as np
+from numba import config, njit, uint64
+
+from sapis.core.files import hash_bytes
+
+
+def _cache_folder():
+    """Where numba keeps what it compiled: one folder for each state of this package, because numba looks at the file of a loop
+    alone and would keep a loop that calls a changed one. None where nothing can be written.
+    """
+    package = Path(__file__).parent
+    sources = [path.read_bytes() for path in (*sorted(package.glob("*.py")), package.parent / "config.py")]
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    folder = home / "sapis" / f"loops-{hash_bytes(*sources)[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not any(folder.iterdir()):
+        print("sapis: the model's loops are compiled for this machine (once, up to a minute for each precision)", file=sys.stderr)
+    return str(folder)
+
+
+_CACHE = config.CACHE_DIR or _cache_folder()
+
+
+def jit(function):
+    """Compile at first use, and keep."""
+    kept, config.CACHE_DIR = config.CACHE_DIR, _CACHE or ""
+    try:
+        # Not "nnan" and "ninf": a training must see that a number is not finite.
+        flags = {"reassoc", "contract", "arcp", "nsz"}
+        return njit(cache=_CACHE is not None, fastmath=flags, error_model="numpy", nogil=True)(function)
+    finally:
+        config.CACHE_DIR = kept
+
 
 # Numbers that the rows of a group may take: they, the weights and some scratch fit the second-level cache of a core.
 GROUP_SIZE = 98_304

@@ -6,8 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from sapis.model.compiled.mixing import jit
-
-NORM_EPSILON = 1e-6
+from sapis.model.config import NORM_EPSILON
 
 
 @jit
