@@ -150,8 +150,8 @@ def check_derivatives(name: str) -> None:
 
     def double(values: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
         change, results = np.empty(shape), [np.zeros_like(item) for item in values]
-        flags = (False,) if has_weight else ()
-        getattr(compiled, name + "_double_backward")(change, *results, d_out, *values, *tangent, *constants, *flags)
+        moves = tangent[:-1] if has_weight else tangent
+        getattr(compiled, name + "_double_backward")(change, *results, d_out, *values, *moves, *constants)
         return change, results
 
     def slope(function: Callable[[list[np.ndarray]], float], number: int, direction: np.ndarray) -> float:

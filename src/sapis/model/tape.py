@@ -4,7 +4,8 @@ An operation ``out = f(x)`` is three loops of `sapis.model.compiled`:
 
 - forward;
 - backward: gradients of ``<d_out, f(x)>`` by x;
-- double backward: with df the change of f along a tangent t of x, df itself and the gradients of ``<d_out, df>`` by x.
+- double backward: with df the change of f along a tangent t of x, df itself and the gradients of ``<d_out, df>`` by x. A last
+  input that is a weight has no tangent.
 
 A tape holds the energies' operations. Forces need one backward pass over it. A loss on energies e and on g, the gradient of
 their sum by positions, needs the gradient of ``<c, e> + <t, g>`` by the weights, where c and t are the loss's own gradients; and
@@ -76,8 +77,7 @@ class Tape:
             gradient = self.gradients[operation.out]
             if gradient is not None and operation.is_moved:
                 self._add(self.gradients, operation, self._backward(operation, gradient, with_weight=False))
-        result = self.gradients[wanted]
-        return np.zeros_like(self.values[wanted]) if result is None else result
+        return self._zeros_if_absent(self.gradients[wanted], wanted)
 
     def double_backward(self, out: int, d_out: Array, moved: int, tangent: Array) -> list[Array | None]:
         """Gradients, by every value, of ``<d_out, values[out]>`` plus the product of ``tangent`` with what `backward` gave."""
@@ -110,15 +110,17 @@ class Tape:
 
     def _double_backward(self, operation: Operation, gradient: Array | None, tangents: list[Array | None]) -> list[Array]:
         operands = [self.values[number] for number in operation.inputs]
-        moves = [tangents[number] for number in operation.inputs]
-        directions = [np.zeros_like(operand) if move is None else move for operand, move in zip(operands, moves, strict=True)]
+        moved = operation.inputs[:-1] if operation.has_weight else operation.inputs
+        directions = [self._zeros_if_absent(tangents[number], number) for number in moved]
         results = [np.zeros_like(operand) for operand in operands]
         change = np.empty_like(self.values[operation.out])
-        flag = (False,) if operation.has_weight else ()
         getattr(_loops(), operation.name + "_double_backward")(change, *results, gradient, *operands, *directions,
-                                                               *operation.constants, *flag)
+                                                               *operation.constants)
         tangents[operation.out] = change
         return results
+
+    def _zeros_if_absent(self, value: Array | None, number: int) -> Array:
+        return np.zeros_like(self.values[number]) if value is None else value
 
     @staticmethod
     def _add(sums: list[Array | None], operation: Operation, gradients: list[Array]) -> None:

@@ -76,8 +76,7 @@ def couple_backward(d_one, d_other, d_weight, d_out, one, other, weight, paths, 
 
 
 @jit
-def couple_double_backward(d_d_out, d_one, d_other, d_weight, d_out, one, other, weight, t_one, t_other, t_weight, paths, widths,
-                           n_rows, is_weight_moved):
+def couple_double_backward(d_d_out, d_one, d_other, d_weight, d_out, one, other, weight, t_one, t_other, paths, widths, n_rows):
     """The change of ``out`` along the tangent into ``d_d_out``; adds the gradients of its product with ``d_out``."""
     atoms, channels, n_out = one.shape[1], one.shape[2], weight.shape[1]
     size = min(atoms, group(n_rows * channels))
@@ -94,13 +93,3 @@ def couple_double_backward(d_d_out, d_one, d_other, d_weight, d_out, one, other,
         store(d_d_out, more, first, m)
         mix_back(rows, mixed, weight, widths, m)
         _add_products_back(d_one, d_other, rows, t_one, t_other, paths, first, m)
-        if is_weight_moved:
-            mix_back(rows, mixed, t_weight, widths, m)
-            _add_products_back(d_one, d_other, rows, one, other, paths, first, m)
-            rows[:] = 0
-            _add_products(rows, one, other, paths, first, m)
-            mix(mixed, rows, t_weight, widths, m)
-            fetch(more, d_d_out, first, m)
-            for place in range(d_out.shape[0] * m * n_out):
-                more[place] += mixed[place]
-            store(d_d_out, more, first, m)

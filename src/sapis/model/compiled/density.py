@@ -293,7 +293,7 @@ def collect_backward(d_queries, d_keys, d_values, d_radial, d_harmonics, d_bias,
 @jit
 def collect_double_backward(d_d_out, d_queries, d_keys, d_values, d_radial, d_harmonics, d_bias, d_weight, d_out, queries, keys,
                             values, radial, harmonics, bias, weight, t_queries, t_keys, t_values, t_radial, t_harmonics, t_bias,
-                            t_weight, couplings, widths, n_rows, senders, counts, key_heads, value_heads, scale, is_weight_moved):
+                            couplings, widths, n_rows, senders, counts, key_heads, value_heads, scale):
     """The change of ``out`` along the tangent into ``d_d_out``; adds the gradients of its product with ``d_out``."""
     atoms, slots = senders.shape
     n_radial, n_lm, n_heads, n_values, n_keys = radial.shape[2], harmonics.shape[2], bias.shape[1], values.shape[1], keys.shape[1]
@@ -321,23 +321,17 @@ def collect_double_backward(d_d_out, d_queries, d_keys, d_values, d_radial, d_ha
     channels = n_values // couplings[4]
     size = min(atoms, group(n_rows * channels))
     rows, mixed = np.empty(n_rows * size * channels, kind), np.empty(d_out.shape[0] * size * d_out.shape[2], kind)
-    own_rows, moved_mixed, scratch = np.empty_like(rows), np.empty_like(mixed), np.empty(widths.max() * d_out.shape[2], kind)
-    n_moved = len(rows) if is_weight_moved else 0
-    still_rows, moved_rows, moved_sent = np.empty(n_moved, kind), np.empty(n_moved, kind), new(slots, n_values, kind)
+    own_rows, scratch = np.empty_like(rows), np.empty(widths.max() * d_out.shape[2], kind)
     for begin in range(0, atoms, size):
         m = min(size, atoms - begin)
         fetch(mixed, d_out, begin, m)
         mix_back(rows, mixed, weight, widths, m)
-        if is_weight_moved:
-            mix_back(moved_rows, mixed, t_weight, widths, m)
         for place in range(m):
             atom = begin + place
             n = counts[atom]
             if not n:
                 density[:] = 0
                 _couple_density(own_rows, density.reshape(-1), place, m, couplings, n_radial, channels)
-                if is_weight_moved:
-                    _couple_density(still_rows, density.reshape(-1), place, m, couplings, n_radial, channels)
                 continue
             _attend(logits, sigmoids, weights, key, value, product, queries[atom], keys, values, radial[atom], bias,
                     senders[atom], n, key_heads, scale)
@@ -389,18 +383,6 @@ def collect_double_backward(d_d_out, d_queries, d_keys, d_values, d_radial, d_ha
             _add_transposed(d_radial[atom], d_radial_t)
             np.dot(t_basis.T, d_density, d_sent[:n])
             np.dot(basis.T, d_density, d_t_sent[:n])
-            if is_weight_moved:
-                np.dot(basis, sent[:n], density)
-                _couple_density(still_rows, density.reshape(-1), place, m, couplings, n_radial, channels)
-                _uncouple_density(moved_rows, d_density.reshape(-1), place, m, couplings, n_radial, channels)
-                np.dot(d_density, _transposed(sent_buffer, sent, n), d_basis)
-                d_radial_t[:] = 0
-                d_harmonics_t[:] = 0
-                _add_inner(d_harmonics_t, d_radial_t, d_basis, harmonics_t, radial_t)
-                _add_transposed(d_harmonics[atom], d_harmonics_t)
-                _add_transposed(d_radial[atom], d_radial_t)
-                np.dot(basis.T, d_density, moved_sent[:n])
-                _add(d_sent[:n], moved_sent[:n])
             for slot in range(n):
                 for channel in range(n_values):
                     one, other = d_sent[slot, channel], d_t_sent[slot, channel]
@@ -429,8 +411,4 @@ def collect_double_backward(d_d_out, d_queries, d_keys, d_values, d_radial, d_ha
             _scatter(d_keys, product, senders[atom], n)
         add_mix_weight(d_weight, scratch, own_rows, mixed, widths, m)
         mix(mixed, own_rows, weight, widths, m)
-        if is_weight_moved:
-            mix(moved_mixed, still_rows, t_weight, widths, m)
-            for item in range(d_out.shape[0] * m * d_out.shape[2]):
-                mixed[item] += moved_mixed[item]
         store(d_d_out, mixed, begin, m)

@@ -58,15 +58,10 @@ def linear_backward(d_features, d_weight, d_out, features, weight, is_weight_wan
 
 
 @jit
-def linear_double_backward(d_d_out, d_features, d_weight, d_out, features, weight, t_features, t_weight, is_weight_moved):
+def linear_double_backward(d_d_out, d_features, d_weight, d_out, features, weight, t_features):
     """See the head of `sapis.model.tape`."""
     _linear(d_d_out, t_features, weight)
     _linear_weight(d_weight, t_features, d_out)
-    if is_weight_moved:
-        more = np.empty_like(d_d_out)
-        _linear(more, features, t_weight)
-        d_d_out += more
-        _linear_back(d_features, d_out, t_weight)
 
 
 @jit
@@ -257,12 +252,8 @@ def weigh_backward(d_base, d_values, d_weight, d_out, base, values, weight, spec
 
 
 @jit
-def weigh_double_backward(d_d_out, d_base, d_values, d_weight, d_out, base, values, weight, t_base, t_values, t_weight, species,
-                          order, is_weight_moved):
+def weigh_double_backward(d_d_out, d_base, d_values, d_weight, d_out, base, values, weight, t_base, t_values, species, order):
     """See the head of `sapis.model.tape`."""
     _copy(d_d_out, t_base)
     _add_weighted(d_d_out, t_values, weight, species, order)
     _add_weighted_weight(d_weight, d_out, t_values, species, order)
-    if is_weight_moved:
-        _add_weighted(d_d_out, values, t_weight, species, order)
-        _add_weighted(d_values, d_out, t_weight, species, order)

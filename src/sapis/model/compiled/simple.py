@@ -82,7 +82,7 @@ def dense_backward(d_values, d_weight, d_out, values, weight, is_weight_wanted):
 
 
 @jit
-def dense_double_backward(d_d_out, d_values, d_weight, d_out, values, weight, t_values, t_weight, is_weight_moved):
+def dense_double_backward(d_d_out, d_values, d_weight, d_out, values, weight, t_values):
     """`dense` is linear in the values."""
     np.dot(t_values, weight.T, d_d_out)
     np.dot(d_out.T, t_values, d_weight)
@@ -107,7 +107,7 @@ def shift_backward(d_values, d_weight, d_out, values, weight, is_weight_wanted):
 
 
 @jit
-def shift_double_backward(d_d_out, d_values, d_weight, d_out, values, weight, t_values, t_weight, is_weight_moved):
+def shift_double_backward(d_d_out, d_values, d_weight, d_out, values, weight, t_values):
     """`shift` is linear."""
     d_d_out[:] = t_values
 
@@ -131,7 +131,7 @@ def scale_heads_backward(d_values, d_weight, d_out, values, weight, head_of, is_
 
 
 @jit
-def scale_heads_double_backward(d_d_out, d_values, d_weight, d_out, values, weight, t_values, t_weight, head_of, is_weight_moved):
+def scale_heads_double_backward(d_d_out, d_values, d_weight, d_out, values, weight, t_values, head_of):
     """`scale_heads` is linear in the values."""
     scale_heads(d_d_out, t_values, weight, head_of)
     for row in range(values.shape[0]):
