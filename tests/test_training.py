@@ -170,7 +170,7 @@ def test_the_running_mean_of_weights() -> None:
     assert weights["a"][0] == now, "the weights themselves stay"
 
 
-@pytest.mark.parametrize("optimizer", ["amsgrad", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "amsgrad"])
 def test_either_optimiser_finds_a_minimum(optimizer: str) -> None:
     weight = torch.nn.Parameter(torch.tensor([3.0]))
     chosen = make_optimizer([weight], config(optimizer=optimizer, learning_rate=0.1))
@@ -207,11 +207,11 @@ def without_clock(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key != "cpu_seconds"} for row in history]
 
 
-@pytest.mark.parametrize("optimizer", ["amsgrad", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "amsgrad"])
 def test_a_resumed_training_is_the_same_to_the_bit(tmp_path: Path, optimizer: str) -> None:
     """Cut twice, in the middle of the first and of the second epoch."""
     train, validation = labelled(10), labelled(3, seed=50)
-    options = {"batch_size": 2, "optimizer": optimizer, "checkpoint_seconds": 1e-9, "weight_decay": 1e-3, "patience": 50}
+    options = {"batch_size": 2, "optimizer": optimizer, "checkpoint_seconds": 1e-9, "patience": 50}
     whole = training(tmp_path / "whole", train, validation, **options)
     whole.run()
     stopped_at = []

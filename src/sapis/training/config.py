@@ -17,8 +17,7 @@ class TrainingConfig(Config):
     batch_size: int = Field(5, ge=1, description="systems per step")
     learning_rate: float = Field(0.005, gt=0)
     warmup_steps: int = Field(100, ge=0)
-    optimizer: Literal["amsgrad", "adamw"] = "amsgrad"
-    weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["muon", "amsgrad"] = "muon"
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the running mean of the weights, which is the result")
     clip: float = Field(3.0, gt=1, description="largest norm of the gradient, in units of its running mean")
     energy_weight: float = Field(1.0, ge=0, description="of the squared energy error per atom count")

@@ -7,13 +7,14 @@ import math
 import torch
 
 from sapis.training.config import TrainingConfig
+from sapis.training.muon import Muon
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam with AMSGrad, or AdamW."""
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)
-    return torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, amsgrad=True, foreach=True)
+    """Muon, or Adam with AMSGrad."""
+    if config.optimizer == "muon":
+        return Muon(parameters, lr=config.learning_rate)
+    return torch.optim.Adam(parameters, lr=config.learning_rate, amsgrad=True, foreach=True)
 
 
 def learning_rate(config: TrainingConfig, *, step: int, progress: float) -> float:
