@@ -101,7 +101,7 @@ class _Stack:
     def move(self, updates: torch.Tensor, factor: float) -> None:
         """Add ``factor`` times ``updates``, which are laid out as `gradients`."""
         parts = [part.view_as(parameter) for part, parameter in zip(updates.split(self.counts), self.parameters, strict=True)]
-        torch._foreach_add_(self.parameters, parts, alpha=factor)
+        torch._foreach_add_(list[torch.Tensor](self.parameters), parts, alpha=factor)
 
 
 class _Matrices(_Stack):
