@@ -17,7 +17,7 @@ class ModelConfig(Config):
     l_max: int = Field(2, ge=0, le=6, description="highest degree of features and of edge harmonics")
     l_max_carried: int = Field(1, ge=0, description="highest degree that neighbours send from the second layer on")
     n_channels: int = Field(64, ge=1, description="channels of each degree")
-    n_channels_carried: int = Field(16, ge=1, description="channels of what neighbours send from the second layer on")
+    n_channels_carried: int = Field(16, ge=1, description="channels of what neighbours send")
     n_heads: int = Field(8, ge=1, description="attention heads")
     n_layers: int = Field(2, ge=1, description="interaction layers")
     order: int = Field(3, ge=1, le=3, description="highest order of the many-body product")

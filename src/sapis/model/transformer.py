@@ -31,9 +31,8 @@ class Layer(nn.Module):
         channels = config.n_channels
         l_max_carried = min(l_max_in, config.l_max_carried)
         self.attention = Attention(
-            l_max=config.l_max, l_max_carried=l_max_carried, n_channels=channels,
-            n_carried=channels if l_max_in == 0 else config.n_channels_carried, n_heads=config.n_heads,
-            n_radial=config.n_radial, average_neighbors=average_neighbors, dtype=dtype,
+            l_max=config.l_max, l_max_carried=l_max_carried, n_channels=channels, n_carried=config.n_channels_carried,
+            n_heads=config.n_heads, n_radial=config.n_radial, average_neighbors=average_neighbors, dtype=dtype,
         )
         self.product = Product(l_max=config.l_max, l_max_out=l_max_out, order=config.order, n_channels=channels,
                                n_species=n_species, dtype=dtype)
