@@ -28,6 +28,7 @@ from sapis.core.files import hash_file, hash_json
 from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.splits import random_split
+from sapis.data.system import System
 from sapis.pipeline.recipe import read_recipe
 from sapis.pipeline.run import run as run_recipe
 from sapis.pipeline.train import TrainRequest, train_files
@@ -57,7 +58,9 @@ def train(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     folder = WORK / name
     data, tests = DATA / spec["data"], [DATA / test for test in spec.get("tests", [])]
     validation = None
-    if spec.get("test_rest"):
+    if data.suffix == ".npz":
+        data, validation, tests = _published_split(data, folder, spec)
+    elif spec.get("test_rest"):
         data, validation, tests = _split_once(data, folder, spec)
     values = {key: spec[key] for key in ("model", "training", "level_of_theory") if key in spec}
     request = parse_config(TrainRequest, values, where=f"definitions.yaml: {name}")
@@ -73,6 +76,21 @@ def train(name: str, spec: dict[str, Any]) -> dict[str, Any]:
         "training": {key: training[key] for key in (*TRAINING_KEYS, "history")},
         "cost": outcome.cost,
     }
+
+
+def _published_split(data: Path, folder: Path, spec: dict[str, Any]) -> tuple[Path, Path, list[Path]]:
+    """The first training frames of a split of rMD17, the next ones for validation, and its test frames, written as files."""
+    with np.load(data) as arrays:
+        parts = {part: [System(numbers=arrays["z"], positions=positions, energy=float(energy), forces=forces)
+                        for positions, energy, forces in zip(arrays[f"R_{part}"].astype(float), arrays[f"E_{part}"],
+                                                             arrays[f"F_{part}"].astype(float), strict=True)]
+                 for part in ("train", "test")}
+    n_train, n_validation = spec["n_train"], spec["n_validation"]
+    paths = [folder / f"{part}.extxyz" for part in ("train", "held", "test")]
+    train = parts["train"]
+    for path, part in zip(paths, (train[:n_train], train[n_train : n_train + n_validation], parts["test"]), strict=True):
+        write_systems(path, part)
+    return paths[0], paths[1], [paths[2]]
 
 
 def _split_once(data: Path, folder: Path, spec: dict[str, Any]) -> tuple[Path, Path, list[Path]]:

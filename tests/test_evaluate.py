@@ -46,6 +46,7 @@ def test_errors_match_the_numbers_worked_out_by_hand() -> None:
     result = evaluate(Constant(), [FIRST, SECOND])
     assert (result["n"], result["n_energy"], result["n_forces"], result["n_stress"]) == (2, 2, 2, 0)
     assert result["energy_mae_meV_atom"] == pytest.approx((5 + 40) / 2)
+    assert result["energy_mae_meV"] == pytest.approx((10 + 40) / 2)
     assert result["energy_rmse_meV_atom"] == pytest.approx(np.sqrt((25 + 1600) / 2))
     assert result["energy_rmse_meV"] == pytest.approx(np.sqrt((100 + 1600) / 2))
     assert result["force_mae_meV_A"] == pytest.approx((100 + 200 + 300 + 100) / 9)

@@ -29,6 +29,7 @@ def evaluate(potential: Potential, systems: Sequence[System], *, batch_size: int
 
         energy_mae_meV_atom   = 1000 mean_s |E_s / n_s|
         energy_rmse_meV_atom  = 1000 sqrt(mean_s (E_s / n_s)^2)
+        energy_mae_meV        = 1000 mean_s |E_s|
         energy_rmse_meV       = 1000 sqrt(mean_s E_s^2)
         force_mae_meV_A       = 1000 mean_c |F_c|
         force_rmse_meV_A      = 1000 sqrt(mean_c F_c^2)
@@ -61,7 +62,7 @@ def evaluate(potential: Potential, systems: Sequence[System], *, batch_size: int
         "n": len(pairs), "n_energy": len(totals), "n_forces": sum(s.forces is not None for s in systems),
         "n_stress": len(stresses),
         "energy_mae_meV_atom": _mae(per_atom), "energy_rmse_meV_atom": _rmse(per_atom),
-        "energy_rmse_meV": _rmse(totals),
+        "energy_mae_meV": _mae(totals), "energy_rmse_meV": _rmse(totals),
         "force_mae_meV_A": _mae(components), "force_rmse_meV_A": _rmse(components),
         "stress_rmse_meV_A3": _rmse(1000 * np.array(stresses)),
         "by_element": _by_element(pairs), "by_temperature": _by_temperature(pairs),
