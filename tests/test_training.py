@@ -19,9 +19,9 @@ from conftest import ELEMENTS, cluster, crystal, small_config, small_potential
 from sapis.core.errors import FileError, ModelError, SapisError, TrainingError
 from sapis.data.batch import Batch, collate, prepare
 from sapis.data.system import System
+from sapis.model.backend import backend
 from sapis.model.potential import TransformerPotential
 from sapis.potential.bundle import hash_tensors, read_tensors
-from sapis.so3.contraction import matrix_products_only
 from sapis.training.config import TrainingConfig
 from sapis.training.cost import training_flops
 from sapis.training.fit import by_symbol, new_potential
@@ -487,7 +487,7 @@ def test_training_flops_are_those_of_a_real_step(changes: dict[str, int]) -> Non
     estimate = training_flops(potential)
     for chosen in (systems, systems[:1]):
         batch = batch_of(chosen, potential)
-        with matrix_products_only(), MatrixProducts() as counter:
+        with backend("padded"), MatrixProducts() as counter:
             value = loss(batch, *potential(batch, create_graph=True), config(), potential.scale)
             value.backward(inputs=list(potential.parameters()))
         assert estimate(*batch.senders.shape) == pytest.approx(counter.flops, rel=1e-3)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from sapis.data.batch import collate, prepare
 from sapis.data.system import System
 from sapis.model.potential import TransformerPotential
-from sapis.so3.contraction import matrix_products_only
+from sapis.model.backend import backend
 
 
 class _MatrixProducts(TorchDispatchMode):
@@ -43,7 +43,7 @@ def training_flops(potential: TransformerPotential) -> Callable[[int, int], floa
         sample = prepare(System(numbers=np.full(n_atoms, element), positions=positions), elements=potential.elements,
                          cutoff=10 * potential.cutoff)
         batch = collate([sample], cutoff=potential.cutoff, dtype=potential.dtype)
-        with matrix_products_only(), _MatrixProducts() as counter:
+        with backend("padded"), _MatrixProducts() as counter:
             energies, forces, virials = potential(batch, create_graph=True)
             total = energies.sum() + forces.square().sum() + virials.sum()
             torch.autograd.grad(total, list(potential.parameters()), allow_unused=True)
