@@ -36,7 +36,7 @@ from sapis.simulate.md import order_test, run_nve
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("SAPIS_SHARED_DATA", HERE.parent.parent / "shared" / "data"))
 WORK = HERE.parent / "runs" / "benchmarks"
-TRAINING_KEYS = ("n_parameters", "n_steps", "n_epochs", "flops", "config", "model")
+TRAINING_KEYS = ("n_parameters", "n_steps", "n_epochs", "flops", "backend", "config", "model")
 
 
 def yardstick() -> dict[str, float]:
