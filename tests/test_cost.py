@@ -166,3 +166,22 @@ def test_settings_may_name_a_preset() -> None:
     for wrong, said in wrongs:
         with pytest.raises(ConfigError, match=said):
             parse_config(TrainRequest, {"model": wrong}, where="here")
+
+
+HEAD = ("preset", "channels", "l_max", "order", "layers", "weights", "MFLOP: energies, with forces, training step")
+
+
+def preset_table() -> str:
+    """The table of docs/howto/choose-a-size.md."""
+    rows = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+    for name in PRESETS:
+        config, found = preset(name), total(cost_of(preset(name), n_atoms=27, n_neighbors=17))
+        flops = ", ".join(f"{work.products / 27e6:.1f}" for work in (found.forward, found.forces, found.training))
+        rows.append(f"| `{name}` | {config.n_channels} | {config.l_max} | {config.order} | {config.n_layers} "
+                    f"| {found.n_parameters:,} | {flops} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_presets_is_what_they_cost() -> None:
+    page = Path(__file__).parents[1] / "docs" / "howto" / "choose-a-size.md"
+    assert preset_table() in page.read_text(encoding="utf-8"), f"the table should read\n{preset_table()}"

@@ -9,7 +9,7 @@ import typer
 
 
 def info(
-    model: Annotated[str | None, typer.Argument(help="A model bundle; with --cost also a preset's name, or none for all.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A model bundle; with --cost also a preset, or none for all.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="FLOPs, traffic and weights, part by part.")] = False,
     atoms: Annotated[int, typer.Option(min=1, help="Atoms of the structure whose cost is given.")] = 27,
     neighbors: Annotated[int, typer.Option(min=0, help="Neighbours of each of them.")] = 17,

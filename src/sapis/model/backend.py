@@ -18,7 +18,7 @@ from sapis.data.batch import Batch
 
 BACKENDS = ("compiled", "padded", "edges")
 # Slots for each edge from which on a list of edges beats padding, see docs/lab/0004-edge-list.md.
-MAX_PADDING = 2.0
+MAX_PADDING = 3.0
 
 _forced: ContextVar[str | None] = ContextVar("the back-end that was asked for", default=None)
 
