@@ -50,6 +50,7 @@ def outcome(potential: TransformerPotential, batch: Batch) -> dict[str, torch.Te
 @pytest.mark.parametrize("options", [
     {}, {"l_max": 1}, {"l_max": 3, "l_max_carried": 2}, {"order": 1}, {"order": 2}, {"n_layers": 1}, {"n_layers": 3},
     {"l_max": 0, "l_max_carried": 0}, {"n_heads": 2}, {"n_radial": 5}, {"n_channels": 24, "n_channels_carried": 16},
+    {"zbl": True},
 ], ids=str)
 def test_all_give_the_same(options: dict[str, int]) -> None:
     """Energies, forces, virials and every gradient by a weight; among the atoms are some without neighbours."""

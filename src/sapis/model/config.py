@@ -35,6 +35,7 @@ class ModelConfig(Config):
     order: int = Field(3, ge=1, le=3, description="highest order of the many-body product")
     n_radial: int = Field(8, ge=1, description="Bessel functions")
     n_hidden_readout: int = Field(32, ge=1, description="hidden width of the last read-out")
+    zbl: bool = Field(False, description="add the repulsion of nuclei at close range, see `sapis.model.repulsion`")
 
     @model_validator(mode="before")
     @classmethod

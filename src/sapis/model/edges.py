@@ -67,6 +67,10 @@ class Slots(NamedTuple):
         """``(atoms, n)`` -> over edges: the values of the sender."""
         return gather(values, self.senders, self.reverse)
 
+    def received(self, values: torch.Tensor) -> torch.Tensor:
+        """``(atoms, n)`` -> over edges: the values of the receiver."""
+        return values.unsqueeze(1).expand(*self.senders.shape, -1)
+
     def match(self, keys: torch.Tensor, queries: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
         """Products of ``keys`` with ``queries (atoms, channels)`` of the receivers, summed by ``heads (channels, heads)``."""
         return torch.bmm(keys, queries.unsqueeze(-1) * heads)
@@ -120,9 +124,13 @@ class EdgeList(NamedTuple):
         """As `Slots.sent`."""
         return values.index_select(0, self.senders)
 
+    def received(self, values: torch.Tensor) -> torch.Tensor:
+        """As `Slots.received`."""
+        return values.index_select(0, self.receivers)
+
     def match(self, keys: torch.Tensor, queries: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
         """As `Slots.match`."""
-        return (keys * queries.index_select(0, self.receivers)) @ heads
+        return (keys * self.received(queries)) @ heads
 
     def collect(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """As `Slots.collect`."""

@@ -1,4 +1,7 @@
-"""FLOPs of the matrix products of torch's back-ends, in closed form: what torch's counter sees, and nothing else."""
+"""FLOPs of the matrix products of torch's back-ends, in closed form: what torch's counter sees.
+
+The repulsion of nuclei, if a model has it, is left out: a few operations for each edge.
+"""
 
 from __future__ import annotations
 
