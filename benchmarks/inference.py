@@ -11,7 +11,6 @@ import os
 import resource
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,16 +22,15 @@ from sapis.core.memory import keep_freed_memory
 from sapis.data.formats import read_systems
 from sapis.data.neighbors import edge_list
 from sapis.data.system import System
+from sapis.model.backend import backend
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
-from sapis.so3.contraction import matrix_products_only
 
-BACKENDS = {"compiled": nullcontext, "matrix products": matrix_products_only}
 SECONDS = 10.0  # of measuring
 MIN_CALLS = 3
 
 
-def measure(source: Path, repeats: int, backend: str) -> dict[str, float]:
+def measure(source: Path, repeats: int, name: str) -> dict[str, float]:
     """Milliseconds of CPU of a call, milliseconds per atom, neighbours per atom, peak resident memory in MB."""
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -42,7 +40,7 @@ def measure(source: Path, repeats: int, backend: str) -> dict[str, float]:
     potential = TransformerPotential(ModelConfig(), elements=elements, reference_energies=[0.0] * len(elements), scale=1.0,
                                      average_neighbors=20.0)
     random, seconds, start = np.random.default_rng(0), [], time.monotonic()
-    with BACKENDS[backend]():
+    with backend(name):
         while len(seconds) < MIN_CALLS + 1 or time.monotonic() - start < SECONDS:
             atoms.positions += random.normal(scale=0.001, size=atoms.positions.shape)
             system, before = System.from_atoms(atoms), time.process_time()

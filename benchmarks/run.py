@@ -37,7 +37,7 @@ from sapis.simulate.md import order_test, run_nve
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("SAPIS_SHARED_DATA", HERE.parent.parent / "shared" / "data"))
 WORK = HERE.parent / "runs" / "benchmarks"
-TRAINING_KEYS = ("n_parameters", "n_steps", "n_epochs", "flops", "config", "model")
+TRAINING_KEYS = ("n_parameters", "n_steps", "n_epochs", "flops", "backend", "config", "model")
 
 
 def yardstick() -> dict[str, float]:
@@ -157,6 +157,21 @@ def inference(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"errors": found, "seed": 0, "threads": 1, "cost": watch.cost()}
 
 
+def peak(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Share of the machine's peak that each preset reaches, each in a process of its own."""
+    watch, found = Stopwatch(), {}
+    for case in spec["cases"]:
+        for size in spec["presets"]:
+            command = [sys.executable, "-m", "benchmarks.peak", size, DATA / case["structure"], str(case["frames"]),
+                       str(spec["seconds"])]
+            answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout)
+            found[f"{size}-{case['name']}"] = answer
+            print(f"{name}: {size}, {case['name']}: training {answer['training_gflops']:.1f} GFLOP/s, "
+                  f"{answer['training_share_of_peak']:.0%} of peak; energies and forces {answer['inference_gflops']:.1f}, "
+                  f"{answer['inference_share_of_peak']:.0%}", flush=True)
+    return {"errors": found, "seed": 0, "threads": 1, "cost": watch.cost()}
+
+
 def _keep_model(model: Path, name: str) -> None:
     (HERE / "models").mkdir(exist_ok=True)
     shutil.copyfile(model, HERE / "models" / f"{name}.sapis")
@@ -189,7 +204,7 @@ def main() -> None:
     spec = definitions[name]
     made_by = provenance()  # of the code that runs now, whatever is committed meanwhile
     before = yardstick()
-    result = {"train": train, "demo": demo, "nve": nve, "inference": inference}[spec["kind"]](name, spec)
+    result = {"train": train, "demo": demo, "nve": nve, "inference": inference, "peak": peak}[spec["kind"]](name, spec)
     cost = result.pop("cost")
     result |= {"figures": figures(spec, result), "definition": spec, "yardstick": {"before": before, "after": yardstick()}}
     write_record(HERE / "records" / f"{name}.json", Record(name, hash_json(spec), result, cost, made_by))

@@ -1,9 +1,8 @@
-"""The compiled loops and the matrix products are the same model; derivatives of the loops are right to second order."""
+"""The back-ends are the same model; derivatives of the loops are right to second order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,16 @@ import pytest
 import torch
 
 from conftest import ELEMENTS, cluster, crystal, small_potential
+from sapis.core.errors import ModelError
 from sapis.data.batch import Batch, collate, prepare
 from sapis.data.system import System
 from sapis.model import compiled
+from sapis.model.backend import BACKENDS, MAX_PADDING, backend, backend_of, fastest
 from sapis.model.compiled.mixing import GROUP_SIZE
 from sapis.model.config import ModelConfig
+from sapis.model.edges import EdgeList
 from sapis.model.layers import Coupling
 from sapis.model.potential import TransformerPotential
-from sapis.so3.contraction import matrix_products_only
 from sapis.so3.harmonics import Harmonics
 from sapis.training.config import TrainingConfig
 from sapis.training.loss import loss
@@ -49,16 +50,53 @@ def outcome(potential: TransformerPotential, batch: Batch) -> dict[str, torch.Te
 @pytest.mark.parametrize("options", [
     {}, {"l_max": 1}, {"l_max": 3, "l_max_carried": 2}, {"order": 1}, {"order": 2}, {"n_layers": 1}, {"n_layers": 3},
     {"l_max": 0, "l_max_carried": 0}, {"n_heads": 2}, {"n_radial": 5}, {"n_channels": 24, "n_channels_carried": 16},
+    {"zbl": True},
 ], ids=str)
-def test_both_give_the_same(options: dict[str, int]) -> None:
+def test_all_give_the_same(options: dict[str, int]) -> None:
+    """Energies, forces, virials and every gradient by a weight; among the atoms are some without neighbours."""
     potential = small_potential(**options)
     batch = labelled_batch(potential)
-    loops = outcome(potential, batch)
-    with matrix_products_only():
-        products = outcome(potential, batch)
-    for name, value in products.items():
-        scale = value.abs().max().clamp(min=1e-12)
-        assert float((loops[name] - value).abs().max() / scale) < EQUAL, name
+    found = {}
+    for chosen in BACKENDS:
+        with backend(chosen):
+            assert backend_of(batch) == chosen
+            found[chosen] = outcome(potential, batch)
+    for chosen, other in (("compiled", "padded"), ("edges", "padded")):
+        for name, value in found[other].items():
+            scale = value.abs().max().clamp(min=1e-12)
+            assert float((found[chosen][name] - value).abs().max() / scale) < EQUAL, (chosen, name)
+
+
+def test_lone_atoms_only() -> None:
+    potential = small_potential()
+    for chosen in BACKENDS:
+        with backend(chosen):
+            found = outcome(potential, labelled_batch(potential, [LONE, LONE]))
+        assert not found["forces"].any() and torch.isfinite(found["transformer.embedding"]).all()
+
+
+def test_the_list_of_edges_is_that_of_the_batch() -> None:
+    """Every edge once, in one group; a group is not wider than twice what its atoms need."""
+    batch = labelled_batch(small_potential())
+    links, n_edges = EdgeList.of(batch), int(batch.counts.sum())
+    assert torch.equal(torch.bincount(links.receivers, minlength=len(batch.species)), batch.counts)
+    members = torch.cat([group.flatten() for group in links.groups])
+    assert torch.equal(members[members < n_edges].sort().values, torch.arange(n_edges))
+    for group in links.groups:
+        assert ((group < n_edges).sum(1).clamp(min=1) * 2 >= group.shape[1]).all()
+
+
+def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = labelled_batch(small_potential())
+    assert backend_of(batch) == "compiled"
+    monkeypatch.setattr("sapis.model.backend.has_loops", lambda: False)
+    n_slots, n_edges = batch.senders.numel(), int(batch.counts.sum())
+    assert backend_of(batch) == fastest(n_slots=n_slots, n_edges=n_edges)
+    assert fastest(n_slots=100, n_edges=100) == "padded" and fastest(n_slots=int(100 * MAX_PADDING) + 1, n_edges=100) == "edges"
+    with pytest.raises(ModelError, match="numba"), backend("compiled"):
+        backend_of(batch)
+    with pytest.raises(ModelError, match="compiled, padded, edges"), backend("scatter"):
+        pass
 
 
 def test_a_large_batch_is_worked_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +113,7 @@ def test_a_large_batch_is_worked_in_groups(monkeypatch: pytest.MonkeyPatch) -> N
     batch = labelled_batch(wide, systems)
     assert len(batch.species) > GROUP_SIZE // (9 * 8 * 128), "several groups hold the wide model's"
     loops = outcome(wide, batch)
-    with matrix_products_only():
+    with backend("padded"):
         products = outcome(wide, batch)
     assert all(float((loops[name] - products[name]).abs().max()) < EQUAL * float(products[name].abs().max() + 1e-9)
                for name in products)
@@ -206,10 +244,11 @@ def test_energies_alone_and_forces_alone_can_be_learned() -> None:
     batch = labelled_batch(potential)
     for chosen in (0, 1):
         gradients = []
-        for context in (nullcontext, matrix_products_only):
-            with context():
+        for name in BACKENDS:
+            with backend(name):
                 outcomes = potential(batch, create_graph=True)
                 potential.zero_grad()
                 outcomes[chosen].square().sum().backward()
                 gradients.append(potential.transformer.embedding.grad.clone())
-        assert torch.allclose(*gradients, rtol=1e-9, atol=1e-12)
+        for other in gradients[1:]:
+            assert torch.allclose(gradients[0], other, rtol=1e-9, atol=1e-12)

@@ -55,6 +55,20 @@ def test_every_verb_has_help(verb: str) -> None:
     assert ending.code == 0 and f"sapis {verb}" in ending.text and "--help" in ending.text
 
 
+def test_what_a_model_costs(folder: Path) -> None:
+    parts = json.loads(sapis("info", "model.sapis", "--cost", "--atoms", "10", "--neighbors", "5", "--json").text)
+    total = parts["total"]
+    assert parts["n_atoms"] == 10 and sum(part["n_parameters"] for part in parts["parts"]) == total["n_parameters"]
+    assert total["training"]["products"] > total["forces"]["products"] > total["forward"]["products"] > 0
+    table = sapis("info", "nano", "--cost")
+    assert table.code == 0 and "layer 2 mixing" in table.text and "20,132" in table.text
+    presets = sapis("info", "--cost")
+    assert presets.code == 0 and all(name in presets.text for name in ("nano", "tiny", "small", "base", "large", "xl"))
+    for wrong in (("info",), ("info", "--cost", "huge")):
+        ending = sapis(*wrong)
+        assert ending.code == 2 and "what to do" in ending.text
+
+
 def test_version() -> None:
     from sapis import __version__
 

@@ -20,10 +20,11 @@ from sapis.data.batch import Batch, collate, prepare
 from sapis.data.neighbors import PADDING_DISTANCE, Neighbors, neighbors
 from sapis.data.system import System
 from sapis.model import compiled
-from sapis.model.layers import RadialBasis, gather, sum_from_reverse
+from sapis.model.backend import backend
+from sapis.model.edges import Slots, gather, sum_from_reverse
+from sapis.model.layers import RadialBasis
 from sapis.model.potential import TransformerPotential
 from sapis.potential.prediction import Potential, Prediction
-from sapis.so3.contraction import matrix_products_only
 from sapis.so3.harmonics import Harmonics
 from sapis.testing.laws import LAWS, PotentialContract, check_potential
 
@@ -318,7 +319,7 @@ def test_with_precision_rounds_constants_afresh() -> None:
         assert obeys(name, exact)
     merely_cast = small_potential("float32", l_max=3).double()
     merely_cast.precision = "float64"
-    with matrix_products_only():
+    with backend("padded"):
         assert not obeys("rotation", merely_cast), "tables rounded to float32 would show"
     back = exact.with_precision("float32")
     assert all(torch.equal(one, other) for one, other in zip(coarse.parameters(), back.parameters(), strict=True))
@@ -473,7 +474,7 @@ def harmonics_in_another_order(patch: pytest.MonkeyPatch) -> None:
 
 
 def forces_without_the_reverse_edges(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("sapis.model.potential.sum_from_reverse", lambda values, *_: torch.zeros_like(values.sum(1)))
+    patch.setattr(Slots, "forces", lambda _, gradient: gradient.sum(1))
 
 
 def padding_that_leaks(patch: pytest.MonkeyPatch) -> None:
@@ -535,7 +536,7 @@ def test_a_planted_fault_is_caught(plant: Plant, caught_by: str, monkeypatch: py
     systems = [cluster(6), crystal(3), cluster(3)]
     assert obeys(caught_by, small_potential(), systems)
     plant(monkeypatch)
-    with matrix_products_only() if plant in IN_TORCH else nullcontext():
+    with backend("padded") if plant in IN_TORCH else nullcontext():
         assert not obeys(caught_by, small_potential(), systems)
 
 

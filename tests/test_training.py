@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import process_time
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import ELEMENTS, cluster, crystal, small_config, small_potential
 from sapis.core.errors import FileError, ModelError, SapisError, TrainingError
@@ -21,9 +20,7 @@ from sapis.data.batch import Batch, collate, prepare
 from sapis.data.system import System
 from sapis.model.potential import TransformerPotential
 from sapis.potential.bundle import hash_tensors, read_tensors
-from sapis.so3.contraction import matrix_products_only
 from sapis.training.config import TrainingConfig
-from sapis.training.cost import training_flops
 from sapis.training.fit import by_symbol, new_potential
 from sapis.training.loop import BEST, CHECKPOINT, Training
 from sapis.training.loss import loss
@@ -60,21 +57,6 @@ def _threads_as_before() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-COUNTS: dict[str, Callable[[int, int], float]] = {}
-
-
-@pytest.fixture(autouse=True)
-def _flops_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each architecture's arithmetic is counted once here instead of at the start of each of forty trainings."""
-    def counted(potential: TransformerPotential) -> Callable[[int, int], float]:
-        key = potential.config.model_dump_json()
-        if key not in COUNTS:
-            COUNTS[key] = training_flops(potential)
-        return COUNTS[key]
-
-    monkeypatch.setattr("sapis.training.loop.training_flops", counted)
 
 
 # Loss
@@ -461,36 +443,6 @@ def test_frames_with_forces_only_give_a_potential() -> None:
 def test_no_frames_give_no_potential() -> None:
     with pytest.raises(TrainingError, match="frame"):
         new_potential([], {}, small_config(), precision="float64", seed=0)
-
-
-# Cost
-
-
-class MatrixProducts(TorchDispatchMode):
-    """2 m n k for each matrix product, counted apart from the code under test."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._overloadpacket.__name__
-        if name in ("mm", "bmm", "addmm", "baddbmm"):
-            one, other = args[-2:] if name.endswith("addmm") else args[:2]
-            self.flops += 2 * one.numel() * other.shape[-1]
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("changes", [{}, {"l_max": 1, "n_layers": 1, "order": 2}], ids=str)
-def test_training_flops_are_those_of_a_real_step(changes: dict[str, int]) -> None:
-    potential, systems = small_potential(**changes), [*labelled(3), crystal(4)]
-    estimate = training_flops(potential)
-    for chosen in (systems, systems[:1]):
-        batch = batch_of(chosen, potential)
-        with matrix_products_only(), MatrixProducts() as counter:
-            value = loss(batch, *potential(batch, create_graph=True), config(), potential.scale)
-            value.backward(inputs=list(potential.parameters()))
-        assert estimate(*batch.senders.shape) == pytest.approx(counter.flops, rel=1e-3)
 
 
 # Learning

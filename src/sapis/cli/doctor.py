@@ -29,7 +29,10 @@ def doctor() -> None:
     if is_healthy:
         import torch
 
+        from sapis.model.backend import has_loops
+
         typer.echo(f"  ok       threads      {torch.get_num_threads()} (training takes them from its settings)")
+        typer.echo(f"  ok       back-end     {'compiled' if has_loops() else 'padded, or edges where that is faster'} (on CPUs)")
         typer.echo(f"  ok       self-test    {_self_test()}")
     raise typer.Exit(0 if is_healthy else 1)
 

@@ -1,4 +1,4 @@
-"""`sapis info`: what a model bundle says of itself."""
+"""`sapis info`: what a model bundle says of itself, and what a model costs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,36 @@ import typer
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="A model bundle.")],
+    model: Annotated[str | None, typer.Argument(help="A model bundle; with --cost also a preset, or none for all.")] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="FLOPs, traffic and weights, part by part.")] = False,
+    atoms: Annotated[int, typer.Option(min=1, help="Atoms of the structure whose cost is given.")] = 27,
+    neighbors: Annotated[int, typer.Option(min=0, help="Neighbours of each of them.")] = 17,
     json_output: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Elements, units, level of theory, training, test figures and physics checks of a model."""
+    """Elements, units, level of theory, training, test figures and physics checks of a model; or its cost."""
+    from sapis.core.errors import ConfigError
+
+    if cost:
+        from sapis.cli.cost import show_cost
+
+        show_cost(model, n_atoms=atoms, n_neighbors=neighbors, is_json=json_output)
+        return
+    if model is None:
+        raise ConfigError(expected="a model bundle", received="nothing", where="MODEL",
+                          todo="give a .sapis file; or --cost, which shows all presets")
+    _show(Path(model), json_output)
+
+
+def _show(path: Path, is_json: bool) -> None:
     import json
 
     from ase.data import chemical_symbols
 
     from sapis.potential.bundle import UNITS, read_bundle
 
-    bundle = read_bundle(model)
+    bundle = read_bundle(path)
     settings, card = bundle.settings, bundle.card
-    if json_output:
+    if is_json:
         everything = {"architecture": bundle.architecture, "settings": settings, "units": UNITS, "card": card}
         typer.echo(json.dumps(everything, indent=1))
         return

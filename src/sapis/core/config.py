@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,6 +15,9 @@ from sapis.core.files import read_text
 
 class Config(BaseModel):
     """Ancestor of every group of settings."""
+
+    # Keys that are no fields but stand for values of several.
+    shorthands: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -97,7 +100,7 @@ def _known_keys(kind: type[Config], path: list[str]) -> list[str]:
         if inner is None:
             return []
         kind = inner
-    return list(kind.model_fields)
+    return [*kind.shorthands, *kind.model_fields]
 
 
 def _inner_config(annotation: Any) -> type[Config] | None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from pydantic import Field, model_validator
 
 from sapis.core.config import Config
+from sapis.core.errors import ConfigError
 
 # Under the root of every norm.
 NORM_EPSILON = 1e-6
 
 
+# Channels of a head: heads are as many as the width asks for, so that what a head sees does not change with it.
+CHANNELS_PER_HEAD = 8
+
+
 class ModelConfig(Config):
-    """Architecture of the equivariant Transformer (see `sapis.model.transformer`)."""
+    """Architecture of the equivariant Transformer (see `sapis.model.transformer`).
+
+    The settings may name a preset, ``{preset: large, cutoff: 6}``: its values hold where no other is given.
+    """
+
+    shorthands: ClassVar[tuple[str, ...]] = ("preset",)
 
     cutoff: float = Field(5.0, gt=0, description="Å; radius of the neighbourhood of an atom")
     l_max: int = Field(2, ge=0, le=6, description="highest degree of features and of edge harmonics")
@@ -23,6 +35,18 @@ class ModelConfig(Config):
     order: int = Field(3, ge=1, le=3, description="highest order of the many-body product")
     n_radial: int = Field(8, ge=1, description="Bessel functions")
     n_hidden_readout: int = Field(32, ge=1, description="hidden width of the last read-out")
+    zbl: bool = Field(False, description="add the repulsion of nuclei at close range, see `sapis.model.repulsion`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        given = {key: value for key, value in values.items() if key != "preset"}
+        name = str(values["preset"])
+        if name not in PRESETS:
+            raise ValueError(f"a preset among {', '.join(PRESETS)}")
+        return {**PRESETS[name], **given}
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -31,3 +55,40 @@ class ModelConfig(Config):
         if self.l_max_carried > self.l_max:
             raise ValueError("l_max_carried <= l_max")
         return self
+
+
+def _sizes(n_channels: int) -> dict[str, int]:
+    """What follows from the width."""
+    return {"n_channels": n_channels, "n_channels_carried": n_channels // 4, "n_heads": n_channels // CHANNELS_PER_HEAD,
+            "n_hidden_readout": n_channels // 2}
+
+
+# From a model that trains in minutes to one for large data sets and accelerators; figures in docs/howto/choose-a-size.md.
+PRESETS: dict[str, dict[str, int]] = {
+    "nano": {**_sizes(16), "order": 2}, "tiny": _sizes(32), "small": _sizes(48), "base": _sizes(64), "large": _sizes(128),
+    "xl": {**_sizes(256), "l_max": 3, "n_layers": 3},
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The architecture called ``name``; ``base`` is the default one.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(expected=f"a preset among {', '.join(PRESETS)}", received=repr(name), where="preset",
+                          todo="choose one of them")
+    return ModelConfig(**PRESETS[name])
+
+
+def dial(n_channels: int) -> ModelConfig:
+    """The default architecture at another width, all that depends on the width in proportion: for studies of scaling.
+
+    Raises:
+        ConfigError: a width that is no multiple of the channels of a head.
+    """
+    if n_channels < CHANNELS_PER_HEAD or n_channels % CHANNELS_PER_HEAD:
+        raise ConfigError(expected=f"a multiple of {CHANNELS_PER_HEAD}", received=str(n_channels), where="n_channels",
+                          todo="round it")
+    return ModelConfig(**_sizes(n_channels))

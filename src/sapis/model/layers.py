@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sapis.model.config import NORM_EPSILON
+from sapis.model.edges import EdgeList, Slots
 from sapis.so3.contraction import density_couplings, entries, product_couplings
 from sapis.so3.coupling import coupling_paths
 from sapis.so3.harmonics import degrees, row_products
@@ -46,42 +46,6 @@ class RadialBasis(nn.Module):
         envelope = 1.0 + x3 * x3 * (-28.0 + x * (48.0 - 21.0 * x))
         waves = torch.sin(distances.unsqueeze(-1) * self.frequencies)
         return waves * (math.sqrt(2 / self.cutoff) * envelope / distances).unsqueeze(-1)
-
-
-class _Gather(torch.autograd.Function):
-    """Features of the senders. Its derivative gathers over reverse edges, so no pass of any order scatters."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(senders, reverse)
-        return values.index_select(0, senders.reshape(-1)).view(*senders.shape, -1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return sum_from_reverse(gradient, *ctx.saved_tensors), None, None
-
-
-class _SumFromReverse(torch.autograd.Function):
-    """For each atom the sum over edges that it sends: the adjoint of `_Gather`."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(senders, reverse)
-        return values.flatten(0, 1).index_select(0, reverse.reshape(-1)).view(values.shape).sum(1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return gather(gradient, *ctx.saved_tensors), None, None
-
-
-def gather(values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
-    """``(atoms, n)`` -> ``(atoms, slots, n)``: the values of each slot's sender."""
-    return _Gather.apply(values, senders, reverse)
-
-
-def sum_from_reverse(values: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor) -> torch.Tensor:
-    """``(atoms, slots, n)`` -> ``(atoms, n)``: for each atom the sum over the edges it sends."""
-    return _SumFromReverse.apply(values, senders, reverse)
 
 
 class GroupNorm(nn.Module):
@@ -211,27 +175,27 @@ class Attention(nn.Module):
         return self.coupling.mix(self.coupling.ordered(self._density(edges, queries, keys, values)), len(values))
 
     def _density(self, edges: Edges, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """The density by matrix products over all slots, ``(lm * lm', atoms, radial * channels)``."""
-        sent = gather(torch.cat((keys, values), dim=-1), edges.senders, edges.reverse)
+        """The density by matrix products, ``(lm * lm', atoms, radial * channels)``."""
+        links, sent = edges.links, edges.links.sent(torch.cat((keys, values), dim=-1))
         keys, values = sent.split((keys.shape[-1], values.shape[-1]), dim=-1)
-        logits = torch.bmm(keys, queries.unsqueeze(-1) * self.head_of_channel) + edges.radial @ self.radial_bias
+        logits = links.match(keys, queries, self.head_of_channel) + edges.radial @ self.radial_bias
         weights = self.scale + self.scale * F.silu(logits)
-        density = torch.bmm(edges.basis.transpose(1, 2), values * (weights @ self.value_of_head))
+        density = links.collect(edges.basis, values * (weights @ self.value_of_head))
         shape = ((self.l_max + 1) ** 2, self.n_radial, self.n_lm_carried, self.n_carried)
         return density.view(-1, *shape).permute(1, 3, 0, 2, 4).reshape(shape[0] * shape[2], len(queries), -1)
 
 
 class Edges:
-    """What the layers need of the edges, computed once.
+    """What the layers need of the edges, computed once. Shapes begin with ``(atoms, slots)`` or ``(edges,)``, by the links' form.
 
     Attributes:
-        senders, reverse: as in `Batch`.
-        radial: ``(atoms, slots, radial)``.
-        basis: harmonics times radial functions, ``(atoms, slots, lm * radial)``.
+        links: which atoms send to which.
+        radial: ``(..., radial)``.
+        basis: harmonics times radial functions, ``(..., lm * radial)``.
     """
 
-    def __init__(self, senders: torch.Tensor, reverse: torch.Tensor, radial: torch.Tensor, harmonics: torch.Tensor) -> None:
-        self.senders, self.reverse, self.radial = senders, reverse, radial
+    def __init__(self, links: Slots | EdgeList, radial: torch.Tensor, harmonics: torch.Tensor) -> None:
+        self.links, self.radial = links, radial
         self.basis = row_products(harmonics, radial)
 
 

@@ -12,18 +12,19 @@ from torch import nn
 from sapis.core.errors import ModelError
 from sapis.data.batch import Batch, collate, prepare
 from sapis.data.system import System
+from sapis.model.backend import backend_of
 from sapis.model.config import ModelConfig
-from sapis.model.layers import sum_from_reverse
+from sapis.model.edges import EdgeList, Slots
 from sapis.model.program import energies_and_gradient
+from sapis.model.repulsion import Repulsion
 from sapis.model.transformer import Transformer
 from sapis.potential.prediction import Prediction
-from sapis.so3.contraction import is_compiled
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class TransformerPotential(nn.Module):
-    """Energies, forces and stress of systems: ``E = sum_i E0(Z_i) + sigma_F * e_i``.
+    """Energies, forces and stress of systems: ``E = sum_i E0(Z_i) + sigma_F * e_i``, and the repulsion of nuclei if asked for.
 
     Args:
         config: architecture.
@@ -47,6 +48,7 @@ class TransformerPotential(nn.Module):
         self.config, self.elements, self.precision = config, tuple(elements), precision
         self.reference_energies = np.asarray(reference_energies, dtype=np.float64)
         self.scale, self.average_neighbors = float(scale), float(average_neighbors)
+        self.repulsion = Repulsion(elements, config.cutoff) if config.zbl else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.transformer = Transformer(config, n_species=len(elements), average_neighbors=max(1.0, average_neighbors),
@@ -89,7 +91,9 @@ class TransformerPotential(nn.Module):
 
     def atom_energies(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """Per-atom energies less reference, eV, ``(atoms,)``, with ``vectors`` in place of the batch's own."""
-        return self.scale * self.transformer(batch.species, batch.senders, batch.reverse, vectors)
+        links = Slots.of(batch)
+        energies = self.scale * self.transformer(batch.species, links, vectors)
+        return energies if self.repulsion is None else energies + self.repulsion.energies(batch.species, links, vectors)
 
     def forward(self, batch: Batch, *, create_graph: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Per-atom energies less reference ``(atoms,)`` eV, forces ``(atoms, 3)`` eV/Å, virials ``(graphs, 3, 3)`` eV.
@@ -100,20 +104,25 @@ class TransformerPotential(nn.Module):
         Args:
             create_graph: keep what a loss on forces needs.
         """
-        if is_compiled(batch.vectors):
+        chosen = backend_of(batch)
+        links = EdgeList.of(batch) if chosen == "edges" else Slots.of(batch)
+        vectors = links.take(batch.vectors)
+        if chosen == "compiled":
             with torch.set_grad_enabled(create_graph):
                 energies, gradient = energies_and_gradient(
-                    self.transformer, batch.species, batch.senders, batch.counts, batch.vectors)
+                    self.transformer, batch.species, batch.senders, batch.counts, vectors)
                 energies, gradient = self.scale * energies, self.scale * gradient
         else:
-            vectors = batch.vectors.detach().requires_grad_()
+            moved = vectors.detach().requires_grad_()
             with torch.enable_grad():
-                energies = self.atom_energies(batch, vectors)
-                (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph)
-        forces = gradient.sum(1) - sum_from_reverse(gradient, batch.senders, batch.reverse)
-        per_atom = gradient.transpose(1, 2) @ batch.vectors
+                energies = self.scale * self.transformer(batch.species, links, moved)
+                (gradient,) = torch.autograd.grad(energies.sum(), moved, create_graph=create_graph)
+        if self.repulsion is not None:
+            more = self.repulsion.energies_and_gradient(batch.species, links, vectors)
+            energies, gradient = energies + more[0], gradient + more[1]
+        per_atom = links.collect(gradient, vectors)
         virials = per_atom.new_zeros(batch.n_graphs, 3, 3).index_add(0, batch.graph, per_atom)
-        return energies, forces, (virials + virials.transpose(1, 2)) / 2
+        return energies, links.forces(gradient), (virials + virials.transpose(1, 2)) / 2
 
     def predict(self, systems: Sequence[System], *, max_slots: int = 60_000) -> list[Prediction]:
         """Predictions in order; systems are batched up to ``max_slots`` neighbour slots.

@@ -42,11 +42,11 @@ class _Program(torch.autograd.Function):
 
 
 class Program:
-    """One evaluation of a Transformer on a tape."""
+    """One evaluation of a Transformer on a tape, a new one if none is given."""
 
     def __init__(self, transformer: Transformer, species: np.ndarray, senders: np.ndarray, counts: np.ndarray,
-                 vectors: np.ndarray) -> None:
-        self.tape = Tape()
+                 vectors: np.ndarray, tape: Tape | None = None) -> None:
+        self.tape = Tape() if tape is None else tape
         self.weights: dict[nn.Parameter, int] = {}
         self.transformer, self.species, self.senders, self.counts = transformer, species, senders, counts
         self.n_atoms, slots, _ = vectors.shape

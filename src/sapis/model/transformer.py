@@ -3,8 +3,8 @@
 | symbol | here | shape |
 |---|---|---|
 | x_i^(l) | ``features`` | ``(lm, atoms, channels)`` |
-| rho_k(r_ij) f(r_ij) | ``RadialBasis`` | ``(atoms, slots, radial)`` |
-| Y_lm(u_ij) | ``Harmonics`` | ``(atoms, slots, lm)`` |
+| rho_k(r_ij) f(r_ij) | ``RadialBasis`` | ``(atoms, slots, radial)`` or ``(edges, radial)`` |
+| Y_lm(u_ij) | ``Harmonics`` | ``(atoms, slots, lm)`` or ``(edges, lm)`` |
 | a_ij^h, D_i, A_i | ``Attention`` | ``(lm, atoms, channels)`` |
 | A_i^nu | ``Product`` | ``(lm, atoms, channels)`` |
 
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from sapis.model.config import ModelConfig
+from sapis.model.edges import EdgeList, Slots
 from sapis.model.layers import Attention, DegreeLinear, Edges, Gate, Product, RadialBasis, add_weighted, readout
 from sapis.so3.harmonics import Harmonics
 
@@ -75,12 +76,12 @@ class Transformer(nn.Module):
             for t in range(config.n_layers)
         )
 
-    def forward(self, species: torch.Tensor, senders: torch.Tensor, reverse: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """Per-atom energies ``(atoms,)``; arguments as in `sapis.data.batch.Batch`."""
+    def forward(self, species: torch.Tensor, links: Slots | EdgeList, vectors: torch.Tensor) -> torch.Tensor:
+        """Per-atom energies ``(atoms,)`` from ``species (atoms,)`` and the vectors of ``links``, ``(..., 3)``."""
         distances = vectors.square().sum(-1).sqrt()
         radial = self.radial(distances)
         harmonics = self.harmonics(vectors / distances.unsqueeze(-1))
-        edges = Edges(senders, reverse, radial, harmonics)
+        edges = Edges(links, radial, harmonics)
         features = self.embedding.index_select(0, species).unsqueeze(0)
         energies = torch.zeros_like(features[0, :, 0])
         for layer, read in zip(self.layers, self.readouts, strict=True):

@@ -120,7 +120,8 @@ def train(parts: dict[str, list[System]], isolated: dict[int, float], model: Mod
     used = {int(z) for z in potential.elements}
     result = {
         "n_parameters": potential.n_parameters, "n_steps": progress.step, "n_epochs": progress.step / run.n_batches,
-        "flops": progress.flops, "history": progress.history, "config": training.model_dump(), "model": model.model_dump(),
+        "flops": progress.flops, "backend": ", ".join(progress.backends), "history": progress.history,
+        "config": training.model_dump(), "model": model.model_dump(),
         "model_hash": weights_hash, "best_validation_loss": progress.best_score,
         "reference_energies": by_symbol({z: references.values[z] for z in used if z in references.values}),
         "reference_source": ", ".join(sorted({references.source[z] for z in used if z in references.source})),

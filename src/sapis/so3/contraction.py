@@ -7,11 +7,7 @@ all pairs of rows; the compiled loops of `sapis.model.compiled` visit the non-ze
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,29 +16,6 @@ import torch
 from sapis.so3.coupling import gaunt_table
 
 Path = tuple[int, int, int]
-
-
-_is_allowed = ContextVar("compiled sums are allowed", default=True)
-
-
-def is_compiled(tensor: torch.Tensor) -> bool:
-    """Whether the compiled loops serve ``tensor``; where not, matrix products with dense tables do."""
-    return _is_allowed.get() and tensor.device.type == "cpu" and _has_numba()
-
-
-@contextmanager
-def matrix_products_only() -> Iterator[None]:
-    """Within this, nothing compiled is used: the same arithmetic as on a GPU, to compare with."""
-    token = _is_allowed.set(False)
-    try:
-        yield
-    finally:
-        _is_allowed.reset(token)
-
-
-@cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
 
 
 class Layout(NamedTuple):

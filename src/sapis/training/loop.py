@@ -20,10 +20,11 @@ from sapis.core.progress import progress_bar
 from sapis.core.seeds import generator
 from sapis.data.batch import Sample, collate, prepare
 from sapis.data.system import System, hash_systems
+from sapis.model.backend import backend_of
+from sapis.model.cost import training_flops
 from sapis.model.potential import TransformerPotential
 from sapis.potential.bundle import hash_tensors, read_tensors, write_tensors
 from sapis.training.config import TrainingConfig
-from sapis.training.cost import training_flops
 from sapis.training.loss import graph_sums, loss
 from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer
 
@@ -39,7 +40,8 @@ class Progress:
     Attributes:
         step: updates made.
         cpu_seconds: spent, over all runs of this training.
-        flops: arithmetic of matrix products spent.
+        flops: arithmetic spent on contractions, validation left out (docs/conventions.md).
+        backends: steps that each back-end made.
         gradient_norm: running mean of the norm of the gradient.
         best_score: lowest validation loss so far.
         n_stale: validations since then.
@@ -51,6 +53,7 @@ class Progress:
     step: int = 0
     cpu_seconds: float = 0.0
     flops: float = 0.0
+    backends: dict[str, int] = field(default_factory=dict)
     gradient_norm: float = 0.0
     best_score: float = math.inf
     n_stale: int = 0
@@ -95,7 +98,7 @@ class Training:
             "model": potential.settings(), "weights": hash_tensors(self.parameters), "training": config.model_dump(),
             "train": hash_systems(list(train)), "validation": hash_systems(list(validation)),
         })
-        self.flops_of_batch = training_flops(potential)
+        self.flops_of_batch = training_flops(potential.transformer)
         self.board: Any = None
 
     def _prepare(self, system: System) -> Sample:
@@ -188,7 +191,9 @@ class Training:
         self.optimizer.step()
         self.mean.update(self.parameters, state.step)
         state.step += 1
-        state.flops += self.flops_of_batch(*batch.senders.shape)
+        name = backend_of(batch)
+        state.flops += self.flops_of_batch(batch, name)
+        state.backends[name] = state.backends.get(name, 0) + 1
         state.train_losses.append(float(value.detach()))
 
     def _is_validation_due(self) -> bool:

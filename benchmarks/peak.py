@@ -1,0 +1,89 @@
+"""The share of the machine's peak of matrix products: ``python -m benchmarks.peak PRESET STRUCTURE FRAMES SECONDS``.
+
+Counted FLOPs (contractions, `sapis.model.cost`) of a training step and of energies and forces, divided by CPU time on one thread,
+as a share of what a large matrix product reaches at that moment: it is measured before and after, because other work on the
+machine slows both. A process of its own for each case. Weights are random: it does not change the arithmetic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from sapis.core.memory import keep_freed_memory
+from sapis.data.batch import collate, prepare
+from sapis.data.formats import read_systems
+from sapis.model.backend import backend_of
+from sapis.model.config import preset
+from sapis.model.cost import cost, total, training_flops
+from sapis.model.potential import TransformerPotential
+from sapis.training.config import TrainingConfig
+from sapis.training.loss import loss
+
+MIN_CALLS = 3
+PEAK_SIZE = 1024  # rows of the square matrices whose product is the peak
+
+
+def peak_gflops(repeats: int = 10) -> float:
+    """Best of ``repeats`` products of large float32 matrices on one thread, in CPU time."""
+    matrix, seconds = torch.randn(PEAK_SIZE, PEAK_SIZE), []
+    for _ in range(repeats):
+        start = time.process_time()
+        matrix @ matrix
+        seconds.append(time.process_time() - start)
+    return 2 * PEAK_SIZE**3 / min(seconds) / 1e9
+
+
+def measure(name: str, source: Path, n_frames: int, seconds: float) -> dict[str, Any]:
+    """Counted GFLOP, CPU milliseconds, GFLOP/s and share of the peak, of a training step and of energies and forces."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    systems = read_systems(source)[:n_frames]
+    elements = sorted({int(number) for system in systems for number in system.numbers})
+    potential = TransformerPotential(preset(name), elements=elements, reference_energies=[0.0] * len(elements), scale=1.0,
+                                     average_neighbors=20.0)
+    batch = collate([prepare(system, elements=elements, cutoff=potential.cutoff) for system in systems],
+                    cutoff=potential.cutoff, dtype=potential.dtype)
+    weights, settings, chosen = list(potential.parameters()), TrainingConfig(epochs=1), backend_of(batch)
+    n_atoms, n_edges = len(batch.species), int(batch.counts.sum())
+
+    def step() -> None:
+        value = loss(batch, *potential(batch, create_graph=True), settings, potential.scale)
+        torch.autograd.grad(value, weights, allow_unused=True)
+
+    lone, one = (total(cost(potential.transformer, n_atoms=1, n_neighbors=n)).forces.products for n in (0, 1))
+    counted = {"training": training_flops(potential.transformer)(batch, chosen),
+               "inference": n_atoms * lone + n_edges * (one - lone)}
+    found: dict[str, Any] = {"preset": name, "n_atoms": n_atoms, "neighbors_per_atom": n_edges / n_atoms, "backend": chosen,
+                             "n_parameters": potential.n_parameters}
+    for kind, call in {"training": step, "inference": lambda: potential(batch)}.items():
+        found |= {f"{kind}_{key}": value for key, value in _rate(call, counted[kind], seconds).items()}
+    return found
+
+
+def _rate(call: Callable[[], Any], flops: float, seconds: float) -> dict[str, float]:
+    """Median over calls for ``seconds``, between two measurements of the peak."""
+    call()  # may compile
+    before, times, start = peak_gflops(), [], time.monotonic()
+    while len(times) < MIN_CALLS or time.monotonic() - start < seconds:
+        clock = time.process_time()
+        call()
+        times.append(time.process_time() - clock)
+    peak, median = max(before, peak_gflops()), float(np.median(times))
+    gflops = flops / median / 1e9
+    return {"gflop": flops / 1e9, "cpu_ms": median * 1e3, "calls": len(times), "gflops": gflops, "peak_gflops": peak,
+            "share_of_peak": gflops / peak}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))
