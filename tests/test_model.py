@@ -104,8 +104,8 @@ def test_what_a_layer_sees_grows_with_the_order() -> None:
 
 
 def test_a_second_layer_sees_twice_as_far() -> None:
-    chain = np.array([[0, 0, 0], [2.5, 0, 0], [5.0, 0, 0]])
-    moved = np.array([*chain[:2], [5.0, 0.3, 0]])
+    chain = np.array([[0, 0, 0], [2.0, 0, 0], [4.0, 0, 0]])
+    moved = np.array([*chain[:2], [4.0, 0.3, 0]])
     for n_layers in (1, 2):
         one, other = small_potential(n_layers=n_layers).predict([System(numbers=[8, 6, 1], positions=positions)
                                                                  for positions in (chain, moved)])

@@ -26,8 +26,8 @@ class ModelConfig(Config):
     shorthands: ClassVar[tuple[str, ...]] = ("preset",)
 
     cutoff: float = Field(5.0, gt=0, description="Å; radius of the neighbourhood of an atom")
-    l_max: int = Field(2, ge=0, le=6, description="highest degree of features and of edge harmonics")
-    l_max_carried: int = Field(1, ge=0, description="highest degree that neighbours send from the second layer on")
+    l_max: int = Field(2, ge=0, le=6, description="highest degree of edge harmonics and of products")
+    l_max_carried: int = Field(1, ge=0, description="highest degree of features, and of what neighbours send")
     n_channels: int = Field(64, ge=1, description="channels of each degree")
     n_channels_carried: int = Field(16, ge=1, description="channels of what neighbours send")
     n_heads: int = Field(8, ge=1, description="attention heads")

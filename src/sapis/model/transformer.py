@@ -68,7 +68,7 @@ class Transformer(nn.Module):
         last = config.n_layers - 1
         self.layers = nn.ModuleList(
             Layer(config, n_species=n_species, average_neighbors=average_neighbors, dtype=dtype,
-                  l_max_in=0 if t == 0 else config.l_max, l_max_out=0 if t == last else config.l_max)
+                  l_max_in=0 if t == 0 else config.l_max_carried, l_max_out=0 if t == last else config.l_max_carried)
             for t in range(config.n_layers)
         )
         self.readouts = nn.ModuleList(
