@@ -26,7 +26,8 @@ class ModelConfig(Config):
     shorthands: ClassVar[tuple[str, ...]] = ("preset",)
 
     cutoff: float = Field(5.0, gt=0, description="Å; radius of the neighbourhood of an atom")
-    l_max: int = Field(2, ge=0, le=6, description="highest degree of edge harmonics and of products")
+    l_max: int = Field(2, ge=0, le=6, description="highest degree of edge harmonics and of the density")
+    l_max_product: int = Field(2, ge=0, description="highest degree, up to l_max, of products that go into others")
     l_max_carried: int = Field(1, ge=0, description="highest degree of features, and of what neighbours send")
     n_channels: int = Field(64, ge=1, description="channels of each degree")
     n_channels_carried: int = Field(16, ge=1, description="channels of what neighbours send")

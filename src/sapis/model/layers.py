@@ -203,14 +203,19 @@ class Product(nn.Module):
     """Many-body product on nodes: ``A``, ``(A A)``, ``((A A) A)`` coupled to each degree, weighted by species.
 
     Orders 1 to 3 of the density give two- to four-body terms per layer (Drautz 2019; Batatia et al., arXiv 2206.07697).
+
+    Args:
+        l_max, l_max_product, l_max_out: highest degrees of the features, of products that enter further ones, of the result.
     """
 
-    def __init__(self, *, l_max: int, l_max_out: int, order: int, n_channels: int, n_species: int, dtype: torch.dtype) -> None:
+    def __init__(self, *, l_max: int, l_max_product: int, l_max_out: int, order: int, n_channels: int, n_species: int,
+                 dtype: torch.dtype) -> None:
         super().__init__()
         self.n_lm_out = (l_max_out + 1) ** 2
+        found = [l_max] + [l_max_product] * (order - 2) + [l_max_out]
         self.couplings = nn.ModuleList(
-            Coupling(l_max, l_max, l_max if n < order else l_max_out, n_channels, n_channels, dtype, is_symmetric=n == 2)
-            for n in range(2, order + 1)
+            Coupling(l_one, l_max, l_product, n_channels, n_channels, dtype, is_symmetric=n == 0)
+            for n, (l_one, l_product) in enumerate(pairwise(found[-order:]))
         )
         weights = torch.ones(n_species, order, l_max_out + 1, n_channels, dtype=dtype) / math.sqrt(order)
         self.order_weights = nn.Parameter(weights)
