@@ -1,0 +1,80 @@
+"""A training goes on with a larger model: its weights, their running mean and the optimiser's state grow together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from sapis.model.growth import Growth, Place
+from sapis.potential.bundle import write_tensors
+from sapis.training.loop import BEST, CHECKPOINT, Training, read_checkpoint
+
+Moments = dict[str, torch.Tensor]
+
+
+def grow_checkpoint(source: Path, growth: Growth, target: Training) -> None:
+    """Write the state of the training in ``source``, grown, to where ``target`` takes it up; a checkpoint there already is kept.
+
+    Steps, costs and history go on, so that the schedule does, if both trainings have the same budget. Only the learning rate
+    rises from zero once more: all new weights that read into one outcome move alike at first, and at full speed would undo much
+    of what was learned.
+
+    Args:
+        source: folder of a training of the smaller potential.
+        growth: from that potential (with any weights) to the one of ``target``.
+        target: training of the larger potential that has not run.
+
+    Raises:
+        FileError: no whole checkpoint in ``source``.
+    """
+    if (target.folder / CHECKPOINT).exists():
+        return
+    tensors, state = read_checkpoint(source / CHECKPOINT)
+    parts: dict[str, Moments] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        kind, rest = name.split(".", 1)
+        parts[kind][rest] = tensor
+    grown = {f"{kind}.{name}": value for kind in ("weights", "mean") for name, value in growth.weights(parts[kind]).items()}
+    for index, moments in _grown_moments(parts["optimizer"], growth).items():
+        grown |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+    if state["history"]:
+        best, header = read_checkpoint(source / BEST)
+        write_tensors(target.folder / BEST, growth.weights(best), header)
+    write_tensors(target.folder / CHECKPOINT, grown, {
+        **state, "warm_from": state["step"], "identity": target.identity,
+    })
+
+
+def _grown_moments(old: Moments, growth: Growth) -> dict[int, Moments]:
+    """The optimiser's state by the number of the weight; a weight that is all new has none, as at the start of a training."""
+    by_weight: dict[int, Moments] = defaultdict(dict)
+    for name, value in old.items():
+        index, moment = name.split(".", 1)
+        by_weight[int(index)][moment] = value
+    numbers = {name: index for index, (name, _) in enumerate(growth.small.named_parameters())}
+    return {
+        index: _grown_state(by_weight[numbers[place.origin]], place, weight.shape)
+        for index, (name, weight) in enumerate(growth.fresh.items())
+        if (place := growth.places.get(name)) is not None and numbers[place.origin] in by_weight
+    }
+
+
+def _grown_state(old: Moments, place: Place, shape: torch.Size) -> Moments:
+    """Numbers stay; what has the weight's shape is placed as its entries are; all else (factors of it) starts anew."""
+    if place.is_same:
+        return old
+    placed = {name: value for name, value in old.items() if value.numel() == torch.Size(place.old_shape).numel() > 1}
+    numbers = {name: value for name, value in old.items() if value.ndim == 0}
+    return numbers | {name: place.placed(value, torch.full(shape, _of_new_entries(value), dtype=value.dtype))
+                      for name, value in placed.items()}
+
+
+def _of_new_entries(moment: torch.Tensor) -> float:
+    """What entries start with that have no history.
+
+    A momentum starts at zero. A mean of squares starts at that of its weight's other entries: at zero, with the number of steps
+    far on, it would make the first steps of new entries several times as long as those of old ones.
+    """
+    return float(moment.mean()) if bool((moment >= 0).all()) else 0.0
