@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -62,19 +63,19 @@ def _grown_moments(old: Moments, growth: Growth) -> dict[int, Moments]:
 
 
 def _grown_state(old: Moments, place: Place, shape: torch.Size) -> Moments:
-    """Numbers stay; what has the weight's shape is placed as its entries are; all else (factors of it) starts anew."""
+    """Numbers stay; what has the weight's size is placed as its entries are; all else (factors of it) starts anew.
+
+    Torch's names: a mean of squares ends in ``_sq``.
+    """
     if place.is_same:
         return old
-    placed = {name: value for name, value in old.items() if value.numel() == torch.Size(place.old_shape).numel() > 1}
-    numbers = {name: value for name, value in old.items() if value.ndim == 0}
-    return numbers | {name: place.placed(value, torch.full(shape, _of_new_entries(value), dtype=value.dtype))
-                      for name, value in placed.items()}
-
-
-def _of_new_entries(moment: torch.Tensor) -> float:
-    """What entries start with that have no history.
-
-    A momentum starts at zero. A mean of squares starts at that of its weight's other entries: at zero, with the number of steps
-    far on, it would make the first steps of new entries several times as long as those of old ones.
-    """
-    return float(moment.mean()) if bool((moment >= 0).all()) else 0.0
+    grown: Moments = {}
+    for name, value in old.items():
+        if value.ndim == 0:
+            grown[name] = value
+        elif value.numel() == math.prod(place.old_shape):
+            # With the number of steps far on, a mean of squares that starts at zero would make the first steps of new entries
+            # several times as long as those of the others; a momentum has no such effect.
+            start = float(value.mean()) if name.endswith("_sq") else 0.0
+            grown[name] = place.placed(value, torch.full(shape, start, dtype=value.dtype))
+    return grown
