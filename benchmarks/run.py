@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from benchmarks import growth as growing
 from sapis.api import load
 from sapis.core.config import load_yaml, parse_config
 from sapis.core.errors import ConfigError
@@ -139,6 +140,13 @@ def inference(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"errors": found, "seed": 0, "threads": 1, "cost": watch.cost()}
 
 
+def growth(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """A model that grows half-way against a large one from the start."""
+    watch = Stopwatch()
+    found = growing.compare(spec, DATA, WORK / name)
+    return {"errors": found, "seed": spec["seeds"][0], "threads": 1, "cost": watch.cost()}
+
+
 def _keep_model(model: Path, name: str) -> None:
     (HERE / "models").mkdir(exist_ok=True)
     shutil.copyfile(model, HERE / "models" / f"{name}.sapis")
@@ -171,7 +179,7 @@ def main() -> None:
     spec = definitions[name]
     made_by = provenance()  # of the code that runs now, whatever is committed meanwhile
     before = yardstick()
-    result = {"train": train, "demo": demo, "nve": nve, "inference": inference}[spec["kind"]](name, spec)
+    result = {"train": train, "demo": demo, "nve": nve, "inference": inference, "growth": growth}[spec["kind"]](name, spec)
     cost = result.pop("cost")
     result |= {"figures": figures(spec, result), "definition": spec, "yardstick": {"before": before, "after": yardstick()}}
     write_record(HERE / "records" / f"{name}.json", Record(name, hash_json(spec), result, cost, made_by))
