@@ -7,12 +7,15 @@ weight or only in what goes *in*: rows that read something are added up, rows th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
+from sapis.model.config import BASE_WIDTHS
 from sapis.model.layers import Attention, Coupling, Gate, Product
 from sapis.model.transformer import Layer, Transformer
 
@@ -36,7 +39,7 @@ Axes = tuple[Axis, ...]
 
 
 def weight_axes(transformer: Transformer, elements: Sequence[int]) -> dict[str, Axes]:
-    """The axes of every parameter of ``transformer``, by its name.
+    """The axes of every parameter of ``transformer``, by its name, in their order.
 
     The lengths of the axes multiply to the parameter's shape: ``parameter.view([len(axis.labels) for axis in axes])``.
 
@@ -52,7 +55,7 @@ def weight_axes(transformer: Transformer, elements: Sequence[int]) -> dict[str, 
     for t, read in enumerate(transformer.readouts):
         assert isinstance(read, nn.Sequential)
         found |= _within(f"readouts.{t}", _readout(read, channels))
-    return found
+    return {name: found[name] for name, _ in transformer.named_parameters()}
 
 
 def _layer(layer: Layer, species: Axis, channels: range) -> dict[str, Axes]:
@@ -127,3 +130,21 @@ def _makes(labels: Iterable[Hashable]) -> Axis:
 
 def _within(prefix: str, axes: dict[str, Axes]) -> dict[str, Axes]:
     return {f"{prefix}.{name}": value for name, value in axes.items()}
+
+
+def rate_factors(transformer: Transformer, elements: Sequence[int]) -> dict[str, float]:
+    """By which factor each weight's learning rate should differ from that of the default width, so that one rate fits all widths.
+
+    Adam moves every entry alike, and the moves of entries that read correlated inputs add up: the outcome's change grows with
+    the number that it reads. So the rate falls with the fan-in, and only with it: embeddings, biases and what weighs orders,
+    species and radial functions read no more in a wider model (Yang et al., arXiv 2203.03466, table 8).
+    """
+    base = transformer.config.model_copy(update=BASE_WIDTHS)
+    with torch.random.fork_rng(devices=[]):  # only its shapes are wanted
+        narrow = Transformer(base, n_species=len(elements), average_neighbors=1.0, dtype=torch.float32)
+    reads = {name: _fan_in(axes) for name, axes in weight_axes(narrow, elements).items()}
+    return {name: reads[name] / _fan_in(axes) for name, axes in weight_axes(transformer, elements).items()}
+
+
+def _fan_in(axes: Axes) -> int:
+    return math.prod(len(axis.labels) for axis in axes if axis.outcomes is None and not axis.is_species)

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from sapis.model.growth import Growth, Place
+from sapis.model.potential import TransformerPotential
 from sapis.potential.bundle import write_tensors
 from sapis.training.loop import BEST, CHECKPOINT, Training, read_checkpoint
+from sapis.training.optimizer import weight_groups
 
 Moments = dict[str, torch.Tensor]
 
@@ -38,7 +40,7 @@ def grow_checkpoint(source: Path, growth: Growth, target: Training) -> None:
         kind, rest = name.split(".", 1)
         parts[kind][rest] = tensor
     grown = {f"{kind}.{name}": value for kind in ("weights", "mean") for name, value in growth.weights(parts[kind]).items()}
-    for index, moments in _grown_moments(parts["optimizer"], growth).items():
+    for index, moments in _grown_moments(parts["optimizer"], growth, target).items():
         grown |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
     if state["history"]:
         best, header = read_checkpoint(source / BEST)
@@ -48,18 +50,23 @@ def grow_checkpoint(source: Path, growth: Growth, target: Training) -> None:
     })
 
 
-def _grown_moments(old: Moments, growth: Growth) -> dict[int, Moments]:
+def _grown_moments(old: Moments, growth: Growth, target: Training) -> dict[int, Moments]:
     """The optimiser's state by the number of the weight; a weight that is all new has none, as at the start of a training."""
     by_weight: dict[int, Moments] = defaultdict(dict)
     for name, value in old.items():
         index, moment = name.split(".", 1)
         by_weight[int(index)][moment] = value
-    numbers = {name: index for index, (name, _) in enumerate(growth.small.named_parameters())}
+    numbers, new_numbers = _numbers(growth.small), _numbers(target.potential)
     return {
-        index: _grown_state(by_weight[numbers[place.origin]], place, weight.shape)
-        for index, (name, weight) in enumerate(growth.fresh.items())
-        if (place := growth.places.get(name)) is not None and numbers[place.origin] in by_weight
+        new_numbers[name]: _grown_state(by_weight[numbers[place.origin]], place, growth.fresh[name].shape)
+        for name, place in growth.places.items() if numbers[place.origin] in by_weight
     }
+
+
+def _numbers(potential: TransformerPotential) -> dict[str, int]:
+    """Of each weight in the optimiser."""
+    names = [name for group in weight_groups(potential) for name in group["names"]]
+    return {name: number for number, name in enumerate(names)}
 
 
 def _grown_state(old: Moments, place: Place, shape: torch.Size) -> Moments:

@@ -25,7 +25,7 @@ from sapis.potential.bundle import hash_tensors, read_tensors, write_tensors
 from sapis.training.config import TrainingConfig
 from sapis.training.cost import training_flops
 from sapis.training.loss import graph_sums, loss
-from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer
+from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer, weight_groups
 
 CHECKPOINT = "last.safetensors"
 BEST = "best.safetensors"
@@ -89,8 +89,9 @@ class Training:
         self.validation = [self._prepare(system) for system in validation]
         self.weights = list(potential.parameters())
         self.parameters: dict[str, torch.Tensor] = dict(potential.named_parameters())
-        self.optimizer = make_optimizer(self.weights, config)
+        self.optimizer = make_optimizer(weight_groups(potential), config)
         self.mean = RunningMean(self.parameters, config.ema_decay)
+        self.learning_rate = 0.0  # of the last step
         self.progress = Progress()
         self.n_batches = -(-len(train) // config.batch_size)
         self.identity = hash_json({
@@ -178,8 +179,9 @@ class Training:
     def _step(self, indices: np.ndarray) -> None:
         state, config = self.progress, self.config
         batch = collate([self.samples[i] for i in indices], cutoff=self.potential.cutoff, dtype=self.potential.dtype)
+        self.learning_rate = learning_rate(config, step=state.step - state.warm_from, progress=self.spent())
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, step=state.step - state.warm_from, progress=self.spent())
+            group["lr"] = self.learning_rate * group["rate_factor"]
         self.optimizer.zero_grad(set_to_none=True)
         energies, forces, virials = self.potential(batch, create_graph=True)
         value = loss(batch, energies, forces, virials, config, self.potential.scale)
@@ -214,7 +216,7 @@ class Training:
         state.cpu_seconds += time.process_time() - clock
         state.history.append({
             "step": state.step, "epoch": state.step / self.n_batches, "cpu_seconds": state.cpu_seconds, "flops": state.flops,
-            "learning_rate": self.optimizer.param_groups[0]["lr"], "train_loss": float(np.mean(state.train_losses)), **errors,
+            "learning_rate": self.learning_rate, "train_loss": float(np.mean(state.train_losses)), **errors,
         })
         state.train_losses = []
         # Without a validation set the loss is NaN and the latest weights are the best ones.
