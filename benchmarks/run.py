@@ -21,6 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from benchmarks import growth as growing
+from benchmarks import width
 from sapis.api import load
 from sapis.core.config import load_yaml, parse_config
 from sapis.core.errors import ConfigError
@@ -172,6 +174,25 @@ def peak(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"errors": found, "seed": 0, "threads": 1, "cost": watch.cost()}
 
 
+def growth(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """A model that grows half-way against a large one from the start."""
+    watch = Stopwatch()
+    found = growing.compare(spec, DATA, WORK / name)
+    return {"errors": found, "seed": spec["seeds"][0], "threads": 1, "cost": watch.cost()}
+
+
+def coordinates(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of activations and of their changes in models of several widths."""
+    watch = Stopwatch()
+    return {"errors": width.coordinates(spec, DATA, WORK / name), "seed": spec["seeds"][0], "threads": 1, "cost": watch.cost()}
+
+
+def rates(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Learning rates against widths."""
+    watch = Stopwatch()
+    return {"errors": width.rates(spec, DATA, WORK / name), "seed": 0, "threads": 1, "cost": watch.cost()}
+
+
 def _keep_model(model: Path, name: str) -> None:
     (HERE / "models").mkdir(exist_ok=True)
     shutil.copyfile(model, HERE / "models" / f"{name}.sapis")
@@ -204,7 +225,9 @@ def main() -> None:
     spec = definitions[name]
     made_by = provenance()  # of the code that runs now, whatever is committed meanwhile
     before = yardstick()
-    result = {"train": train, "demo": demo, "nve": nve, "inference": inference, "peak": peak}[spec["kind"]](name, spec)
+    kinds = {"train": train, "demo": demo, "nve": nve, "inference": inference, "peak": peak, "growth": growth,
+             "coordinates": coordinates, "rates": rates}
+    result = kinds[spec["kind"]](name, spec)
     cost = result.pop("cost")
     result |= {"figures": figures(spec, result), "definition": spec, "yardstick": {"before": before, "after": yardstick()}}
     write_record(HERE / "records" / f"{name}.json", Record(name, hash_json(spec), result, cost, made_by))

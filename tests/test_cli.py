@@ -17,7 +17,7 @@ from command import PROGRAM, sapis
 from sapis.data.formats import LabelKeys, read_systems
 from sapis.pipeline.recipe import Recipe, example_recipe, read_recipe
 
-VERBS = ("run", "init", "check", "train", "evaluate", "md", "check-model", "info", "report", "doctor")
+VERBS = ("run", "init", "check", "train", "grow", "evaluate", "md", "check-model", "info", "report", "doctor")
 MAX_HELP_CPU_SECONDS = 1.0
 
 

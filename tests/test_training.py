@@ -453,7 +453,7 @@ def learned(acac: list[System], tmp_path_factory: pytest.TempPathFactory) -> tup
     """A small model after a few seconds on forty frames of acetylacetone."""
     train, validation = acac[:40], acac[40:]
     potential, _ = new_potential(train, {}, small_config(n_layers=1, order=2), precision="float32", seed=0)
-    settings = TrainingConfig(epochs=16, learning_rate=0.02, warmup_steps=10, validations=4)
+    settings = TrainingConfig(epochs=16, learning_rate=0.005, warmup_steps=10, validations=4)  # of the default width
     one = Training(potential, train, validation, settings, tmp_path_factory.mktemp("learned"))
     one.run()
     return one, train, validation

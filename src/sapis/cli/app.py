@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sapis.cli import check, check_model, doctor, evaluate, info, init, md, report, run, train
+from sapis.cli import check, check_model, doctor, evaluate, grow, info, init, md, report, run, train
 
 app = typer.Typer(
     name="sapis", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -15,6 +15,7 @@ app.command("run")(run.run)
 app.command("init")(init.init)
 app.command("check")(check.check)
 app.command("train")(train.train)
+app.command("grow")(grow.grow)
 app.command("evaluate")(evaluate.evaluate)
 app.command("md")(md.md)
 app.command("check-model")(check_model.check_model)

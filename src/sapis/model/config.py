@@ -15,6 +15,8 @@ NORM_EPSILON = 1e-6
 
 # Channels of a head: heads are as many as the width asks for, so that what a head sees does not change with it.
 CHANNELS_PER_HEAD = 8
+# Widths at which the default learning rate was chosen (see `sapis.model.axes.rate_factors`).
+BASE_WIDTHS = {"n_channels": 64, "n_channels_carried": 16, "n_heads": 8, "n_hidden_readout": 32}
 
 
 class ModelConfig(Config):
@@ -29,13 +31,13 @@ class ModelConfig(Config):
     l_max: int = Field(2, ge=0, le=6, description="highest degree of edge harmonics and of the density")
     l_max_product: int = Field(2, ge=0, description="highest degree, up to l_max, of products that go into others")
     l_max_carried: int = Field(1, ge=0, description="highest degree of features, and of what neighbours send")
-    n_channels: int = Field(64, ge=1, description="channels of each degree")
-    n_channels_carried: int = Field(16, ge=1, description="channels of what neighbours send")
-    n_heads: int = Field(8, ge=1, description="attention heads")
+    n_channels: int = Field(BASE_WIDTHS["n_channels"], ge=1, description="channels of each degree")
+    n_channels_carried: int = Field(BASE_WIDTHS["n_channels_carried"], ge=1, description="channels of what neighbours send")
+    n_heads: int = Field(BASE_WIDTHS["n_heads"], ge=1, description="attention heads")
     n_layers: int = Field(2, ge=1, description="interaction layers")
     order: int = Field(3, ge=1, le=3, description="highest order of the many-body product")
     n_radial: int = Field(8, ge=1, description="Bessel functions")
-    n_hidden_readout: int = Field(32, ge=1, description="hidden width of the last read-out")
+    n_hidden_readout: int = Field(BASE_WIDTHS["n_hidden_readout"], ge=1, description="hidden width of the last read-out")
     zbl: bool = Field(False, description="add the repulsion of nuclei at close range, see `sapis.model.repulsion`")
 
     @model_validator(mode="before")

@@ -53,9 +53,13 @@ class GroupNorm(nn.Module):
 
     def forward(self, scalars: torch.Tensor) -> torch.Tensor:
         """``(atoms, channels)`` -> the same shape."""
-        channels = scalars.shape[-1]
-        group = NORM_GROUP if channels % NORM_GROUP == 0 else channels
+        group = norm_group(scalars.shape[-1])
         return grouped_norm(scalars, group, 1 / group)
+
+
+def norm_group(channels: int) -> int:
+    """How many of ``channels`` share one norm: 32, or all where they do not fall into groups of 32."""
+    return NORM_GROUP if channels % NORM_GROUP == 0 else channels
 
 
 def grouped_norm(values: torch.Tensor, group: int, factor: float) -> torch.Tensor:
@@ -96,6 +100,7 @@ class Coupling(nn.Module):
         super().__init__()
         paths = coupling_paths(l1_max, l2_max, l_max_out, is_symmetric=is_symmetric)
         n_one, n_other = (l1_max + 1) ** 2, (l2_max + 1) ** 2
+        self.paths = paths
         self.n_paths = np.bincount([l3 for _, _, l3 in paths]).tolist()
         self.widths = np.array(self.n_paths) * n_in
         self.couplings = (product_couplings(paths, n_one, n_other) if n_radial is None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sapis.model.layers import NORM_GROUP, Attention, Coupling, DegreeLinear, Gate, Product
+from sapis.model.layers import Attention, Coupling, DegreeLinear, Gate, Product, norm_group
 from sapis.model.tape import Tape
 from sapis.model.transformer import Layer, Transformer
 
@@ -160,7 +160,7 @@ class Program:
     def _norm(self, values: int, group: int | None = None, factor: float | None = None) -> int:
         shape = self.tape.values[values].shape
         if group is None:
-            group = NORM_GROUP if shape[1] % NORM_GROUP == 0 else shape[1]
+            group = norm_group(shape[1])
         return self.tape.run("norm", shape, values, constants=(1 / group if factor is None else factor, group))
 
     def _scalars(self, features: int) -> int:

@@ -14,10 +14,12 @@ linear read-out of each layer's scalars and a small network on the last one's.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
-from sapis.model.config import ModelConfig
+from sapis.model.config import BASE_WIDTHS, ModelConfig
 from sapis.model.edges import EdgeList, Slots
 from sapis.model.layers import Attention, DegreeLinear, Edges, Gate, Product, RadialBasis, add_weighted, readout
 from sapis.so3.harmonics import Harmonics
@@ -75,6 +77,10 @@ class Transformer(nn.Module):
             readout([config.n_channels, config.n_hidden_readout, 1] if t == last else [config.n_channels, 1], dtype)
             for t in range(config.n_layers)
         )
+        # What the steps of training do to each channel is correlated with the read-out, so that in sum it grows with the square
+        # root of the width unless the read-out starts smaller (Yang et al., arXiv 2203.03466, table 8).
+        for read in self.readouts:
+            read.get_parameter("0.weight").data *= math.sqrt(BASE_WIDTHS["n_channels"] / config.n_channels)
 
     def forward(self, species: torch.Tensor, links: Slots | EdgeList, vectors: torch.Tensor) -> torch.Tensor:
         """Per-atom energies ``(atoms,)`` from ``species (atoms,)`` and the vectors of ``links``, ``(..., 3)``."""

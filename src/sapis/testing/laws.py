@@ -225,6 +225,13 @@ LAWS: dict[str, Law] = {
 }
 
 
+def same_function(potential: Potential, other: Potential, systems: Sequence[System]) -> Check:
+    """``other`` (a grown model) predicts what ``potential`` does: energies, forces and stresses."""
+    plain = [system.without_labels() for system in systems]
+    errors = [_error(got, expected) for got, expected in zip(other.predict(plain), potential.predict(plain), strict=True)]
+    return _check("growth", errors, tolerances.GROWTH, potential, "the grown model is the same function as the smaller one")
+
+
 class PotentialContract:
     """The laws as tests: subclass in a test file, name the class ``Test...``, and give the two methods.
 

@@ -36,6 +36,9 @@ BATCHING = Tolerance(
 EXTENSIVITY = Tolerance(
     1e-10, 1e-4, "relative", "copies out of each other's sight share nothing; only the order of sums changes",
 )
+GROWTH = Tolerance(
+    1e-10, 1e-4, "relative", "a grown model adds terms that are exactly zero, which changes the order of sums and nothing else",
+)
 ENERGY_SUM = Tolerance(1e-10, 1e-5, "eV/atom", "one sum over atoms in two orders")
 ISOLATED_FORCE = Tolerance(1e-12, 1e-6, "eV/Å", "without neighbours there is nothing to take a derivative of")
 

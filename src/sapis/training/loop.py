@@ -26,7 +26,7 @@ from sapis.model.potential import TransformerPotential
 from sapis.potential.bundle import hash_tensors, read_tensors, write_tensors
 from sapis.training.config import TrainingConfig
 from sapis.training.loss import graph_sums, loss
-from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer
+from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer, weight_groups
 
 CHECKPOINT = "last.safetensors"
 BEST = "best.safetensors"
@@ -39,6 +39,7 @@ class Progress:
 
     Attributes:
         step: updates made.
+        warm_from: step at which the learning rate began to rise: 0, or when the model last grew.
         cpu_seconds: spent, over all runs of this training.
         flops: arithmetic spent on contractions, validation left out (docs/conventions.md).
         backends: steps that each back-end made.
@@ -51,6 +52,7 @@ class Progress:
     """
 
     step: int = 0
+    warm_from: int = 0
     cpu_seconds: float = 0.0
     flops: float = 0.0
     backends: dict[str, int] = field(default_factory=dict)
@@ -81,17 +83,18 @@ class Training:
         _require_labels(train, config, "training set")
         if validation:
             _require_labels(validation, config, "validation set")
-        if config.epochs is None and config.cpu_seconds is None:
-            raise TrainingError(expected="an end: epochs or cpu_seconds (or both: whichever comes first)", received="neither",
-                                where="training settings", todo="give one of them")
+        if config.epochs is None and config.cpu_seconds is None and config.flops is None:
+            raise TrainingError(expected="an end: epochs, cpu_seconds or flops (or several: whichever comes first)",
+                                received="none", where="training settings", todo="give one of them")
         torch.set_num_threads(config.threads)
         self.potential, self.config, self.folder = potential, config, folder
         self.samples = [self._prepare(system) for system in train]
         self.validation = [self._prepare(system) for system in validation]
         self.weights = list(potential.parameters())
         self.parameters: dict[str, torch.Tensor] = dict(potential.named_parameters())
-        self.optimizer = make_optimizer(self.weights, config)
+        self.optimizer = make_optimizer(weight_groups(potential), config)
         self.mean = RunningMean(self.parameters, config.ema_decay)
+        self.learning_rate = 0.0  # of the last step
         self.progress = Progress()
         self.n_batches = -(-len(train) // config.batch_size)
         self.identity = hash_json({
@@ -106,8 +109,13 @@ class Training:
                         if z in self.potential.elements)
         return prepare(system, elements=self.potential.elements, cutoff=self.potential.cutoff, reference_energy=reference)
 
-    def run(self) -> Progress:
-        """Train to the end of the budget, from the last checkpoint if there is one; the potential gets the best weights."""
+    def run(self, *, until: float = 1.0) -> Progress:
+        """Train to the end of the budget, from the last checkpoint if there is one; the potential gets the best weights
+        that a validation has seen.
+
+        Args:
+            until: fraction of the budget at which to stop before its end; a later `run` goes on from there.
+        """
         self._resume()
         if not self.progress.is_finished:
             self._warm_up()
@@ -117,7 +125,7 @@ class Training:
         with bar:
             total = self.total_steps()
             task = bar.add_task("train", total=total or 1000, completed=self._done(total), note="")
-            for batch_indices in self._batches():
+            for batch_indices in self._batches(until):
                 self._step(batch_indices)
                 now = time.process_time()
                 self.progress.cpu_seconds += now - clock
@@ -127,7 +135,7 @@ class Training:
                     clock = time.process_time()
                     bar.update(task, note=self._note())
                 bar.update(task, completed=self._done(total))
-                if self.progress.is_finished:
+                if self._is_over(until):
                     break
                 if time.monotonic() - saved > self.config.checkpoint_seconds:
                     self.save()
@@ -143,14 +151,14 @@ class Training:
         torch.autograd.grad(value, self.weights, allow_unused=True)
 
     def total_steps(self) -> int | None:
-        """Steps of the epoch budget; None if only CPU seconds end the training."""
+        """Steps of the epoch budget; None if there is none."""
         return None if self.config.epochs is None else self.config.epochs * self.n_batches
 
     def spent(self) -> float:
-        """Fraction of the budget that is spent: of steps or of CPU seconds, whichever is further."""
-        total, limit = self.total_steps(), self.config.cpu_seconds
-        parts = [self.progress.step / total if total else 0.0, self.progress.cpu_seconds / limit if limit else 0.0]
-        return min(1.0, max(parts))
+        """Fraction of the budget that is spent: of steps, CPU seconds or FLOPs, whichever is furthest."""
+        state, config = self.progress, self.config
+        budgets = ((state.step, self.total_steps()), (state.cpu_seconds, config.cpu_seconds), (state.flops, config.flops))
+        return min(1.0, max(spent / budget for spent, budget in budgets if budget))
 
     def _done(self, total: int | None) -> int:
         return int(self.spent() * (total or 1000))
@@ -160,9 +168,12 @@ class Training:
         return (f"F {row['validation_force_rmse_meV_A']:.1f} meV/Å  E {row['validation_energy_rmse_meV_atom']:.2f} meV/atom  "
                 f"{self.progress.cpu_seconds:.0f} CPU-s  {self.progress.flops / 1e12:.2f} TFLOP")
 
-    def _batches(self) -> Iterator[np.ndarray]:
+    def _is_over(self, until: float) -> bool:
+        return self.progress.is_finished or self.spent() >= until
+
+    def _batches(self, until: float) -> Iterator[np.ndarray]:
         """Indices of each batch from the current step on; the order of an epoch depends on seed and epoch only."""
-        while not self.progress.is_finished:
+        while not self._is_over(until):
             epoch, position = divmod(self.progress.step, self.n_batches)
             order = generator(self.config.seed, "epoch", epoch).permutation(len(self.samples))
             for start in range(position, self.n_batches):
@@ -171,8 +182,9 @@ class Training:
     def _step(self, indices: np.ndarray) -> None:
         state, config = self.progress, self.config
         batch = collate([self.samples[i] for i in indices], cutoff=self.potential.cutoff, dtype=self.potential.dtype)
+        self.learning_rate = learning_rate(config, step=state.step - state.warm_from, progress=self.spent())
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, step=state.step, progress=self.spent())
+            group["lr"] = self.learning_rate * group["rate_factor"]
         self.optimizer.zero_grad(set_to_none=True)
         energies, forces, virials = self.potential(batch, create_graph=True)
         value = loss(batch, energies, forces, virials, config, self.potential.scale)
@@ -209,7 +221,7 @@ class Training:
         state.cpu_seconds += time.process_time() - clock
         state.history.append({
             "step": state.step, "epoch": state.step / self.n_batches, "cpu_seconds": state.cpu_seconds, "flops": state.flops,
-            "learning_rate": self.optimizer.param_groups[0]["lr"], "train_loss": float(np.mean(state.train_losses)), **errors,
+            "learning_rate": self.learning_rate, "train_loss": float(np.mean(state.train_losses)), **errors,
         })
         state.train_losses = []
         # Without a validation set the loss is NaN and the latest weights are the best ones.
@@ -261,7 +273,7 @@ class Training:
         path = self.folder / CHECKPOINT
         if not path.exists():
             return
-        tensors, state = _read_checkpoint(path)
+        tensors, state = read_checkpoint(path)
         if state.pop("identity", None) != self.identity:
             raise TrainingError(
                 expected="a checkpoint of this same training (model, data, settings)", received="one of another training",
@@ -282,14 +294,14 @@ class Training:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.progress = Progress(**state)
         if self.progress.history:
-            _read_checkpoint(self.folder / BEST)  # its damage would otherwise show at the end, when all is spent
+            read_checkpoint(self.folder / BEST)  # its damage would otherwise show at the end, when all is spent
 
     def _finish(self) -> None:
         self.save()
         if self.board is not None:
             self.board.close()
-        best, _ = _read_checkpoint(self.folder / BEST)
-        self.potential.load_state_dict(best)
+        if self.progress.history:
+            self.potential.load_state_dict(read_checkpoint(self.folder / BEST)[0])
 
 
 class _Weights:
@@ -311,7 +323,12 @@ class _Weights:
             parameter.copy_(values[name])
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and state of a checkpoint.
+
+    Raises:
+        FileError: no whole checkpoint; the message says how to start again.
+    """
     try:
         return read_tensors(path)
     except FileError as error:

@@ -30,12 +30,14 @@ class Muon(torch.optim.Optimizer):
     """See the head of this module.
 
     Args:
-        parameters: weights, each with a gradient at every step or at none.
+        parameters: weights, each with a gradient at every step or at none; or groups of them, whose ``rate_factor`` says by
+            how much their ``lr`` was multiplied for their width (see `sapis.model.axes.rate_factors`).
         lr: learning rate.
         momentum: decay of the mean of the gradients of matrices.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], *, lr: float, momentum: float = 0.95) -> None:
+    def __init__(self, parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95,
+                 ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
         self._stacks: list[_Matrices | _Numbers] | None = None
 
@@ -115,7 +117,9 @@ class _Matrices(_Stack):
         self.steps += 1
         momentum.lerp_(gradients, 1 - self.group["momentum"])
         direction = nearest_orthogonal(gradients.lerp_(momentum, self.group["momentum"]))
-        self.move(direction, -self.group["lr"] * ADAM_SIZE * math.sqrt(max(self.shape)))
+        # An orthogonal step of entries of one size grows with the root of the width, a step of Adam with the width.
+        rate = self.group["lr"] / math.sqrt(self.group.get("rate_factor", 1.0))
+        self.move(direction, -rate * ADAM_SIZE * math.sqrt(max(self.shape)))
 
 
 class _Numbers(_Stack):

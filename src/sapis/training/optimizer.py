@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
+from sapis.model.axes import rate_factors
+from sapis.model.potential import TransformerPotential
 from sapis.training.config import TrainingConfig
 from sapis.training.muon import Muon
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Muon, or Adam with AMSGrad."""
+def weight_groups(potential: TransformerPotential) -> list[dict[str, Any]]:
+    """The weights in groups that share a learning rate, as optimisers take them; they are numbered in this order.
+
+    Each group holds its ``params``, their ``names`` and the ``rate_factor`` by which the learning rate of the default width is
+    multiplied. At that width all factors are 1 and there is one group.
+    """
+    factors = rate_factors(potential.transformer, potential.elements)
+    groups: dict[float, list[str]] = defaultdict(list)
+    for name, factor in factors.items():
+        groups[factor].append(f"transformer.{name}")
+    return [{"params": [potential.get_parameter(name) for name in names], "names": names, "rate_factor": factor}
+            for factor, names in sorted(groups.items())]
+
+
+def make_optimizer(parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], config: TrainingConfig,
+                   ) -> torch.optim.Optimizer:
+    """Muon, or Adam with AMSGrad, of weights or groups of them."""
     if config.optimizer == "muon":
         return Muon(parameters, lr=config.learning_rate)
     return torch.optim.Adam(parameters, lr=config.learning_rate, amsgrad=True, foreach=True)

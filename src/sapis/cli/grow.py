@@ -1,0 +1,55 @@
+"""`sapis grow`: a larger model that is the same function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sapis.cli.options import refuse_inputs
+
+Size = Annotated[int | None, typer.Option(min=1)]
+Degree = Annotated[int | None, typer.Option(min=0)]
+
+
+def grow(
+    model: Annotated[Path, typer.Argument(help="A model bundle.")],
+    output: Annotated[Path, typer.Argument(help="Where to write the larger one.")],
+    n_channels: Size = None, n_channels_carried: Size = None, n_heads: Size = None, n_layers: Size = None,
+    order: Size = None, n_radial: Size = None, n_hidden_readout: Size = None,
+    l_max: Degree = None, l_max_carried: Degree = None,
+    element: Annotated[list[str] | None, typer.Option(
+        help="A new element and its reference energy in eV, as S=-10821.5 (repeatable).")] = None,
+    structure: Annotated[Path | None, typer.Option(help="Compare the two models on this; default: a made-up crystal.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the new weights that are random.")] = 0,
+) -> None:
+    """A larger model with the energies, forces and stresses of a smaller one, to go on training."""
+    from sapis.data.formats import read_systems
+    from sapis.pipeline.grow import grow_file
+
+    refuse_inputs({"OUTPUT": output}, [model, *([structure] if structure else [])])
+    sizes = {
+        "n_channels": n_channels, "n_channels_carried": n_channels_carried, "n_heads": n_heads, "n_layers": n_layers,
+        "order": order, "n_radial": n_radial, "n_hidden_readout": n_hidden_readout, "l_max": l_max,
+        "l_max_carried": l_max_carried,
+    }
+    energies = dict(_element(text) for text in element or [])
+    grown, check = grow_file(model, output, {name: size for name, size in sizes.items() if size is not None}, seed=seed,
+                             reference_energies=energies, systems=read_systems(structure)[:1] if structure else ())
+    typer.echo(f"largest difference of energies, forces and stress in float64: {check.value:.1e} (limit {check.limit:.0e})")
+    typer.echo(f"model: {output}, {grown.n_parameters:,} parameters")
+
+
+def _element(text: str) -> tuple[int, float]:
+    """``S=-10821.5`` -> (16, -10821.5)."""
+    from ase.data import atomic_numbers
+
+    from sapis.core.errors import ConfigError
+
+    symbol, _, energy = text.partition("=")
+    try:
+        return atomic_numbers[symbol], float(energy)
+    except (KeyError, ValueError):
+        raise ConfigError(expected="an element and its reference energy in eV, as S=-10821.5", received=text,
+                          where="--element", todo="mend it") from None
