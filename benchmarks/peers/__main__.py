@@ -43,7 +43,7 @@ def train(entries: list[Entry], only: set[str], data: str, cpu_seconds: float, s
     job = {"problem": dataset.problem, "files": dataset.files, "cpu_seconds": cpu_seconds}
     rows = []
     for seed in seeds:
-        for entry in entries:
+        for entry in (entry for entry in entries if not entry.is_inference_only):
             record = done(f"{name}: {entry.name}, seed {seed}", entry, "ours" if entry.is_ours else "train", job | {"seed": seed},
                           WORK / name / f"{entry.name}-seed{seed}", inputs | {"seed": seed}, may_run=entry.name in only)
             if record is not None:
@@ -58,7 +58,7 @@ def train(entries: list[Entry], only: set[str], data: str, cpu_seconds: float, s
 def infer(entries: list[Entry], only: set[str]) -> None:
     """Time and memory of every entry of ``only`` on every structure; table and record of all that are done."""
     rows = []
-    timed = [entry for entry in entries if not entry.name.endswith("-own")]
+    timed = [entry for entry in entries if not entry.name.endswith("-own")]  # the same network as without
     for case, (source, repeats) in TIMED.items():
         frames = read_systems(DATA / source)[:1]
         atoms = frames[0].without_labels().to_atoms().repeat(repeats)

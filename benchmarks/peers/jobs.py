@@ -31,6 +31,7 @@ class Entry:
     environment: str
     options: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    is_inference_only: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -59,7 +60,8 @@ def read_entries() -> list[Entry]:
     entries = []
     for name, row in load_yaml(HERE / "peers.yaml").items():
         environment = row.get("environment", "main" if row["driver"] == "sapis" else row["driver"])
-        entries.append(Entry(name, row["driver"], environment, row.get("options", {}), row.get("recipe", {})))
+        entries.append(Entry(name, row["driver"], environment, row.get("options", {}), row.get("recipe", {}),
+                             row.get("is_inference_only", False)))
     return entries
 
 
@@ -105,7 +107,8 @@ def done(name: str, entry: Entry, module: str, job: dict[str, Any], folder: Path
                                      "recipe": entry.recipe})
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]), "PYTHONUNBUFFERED": "1"} | {
         f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
-    ended = subprocess.run([entry.python, "-m", f"benchmarks.peers.{module}", folder / "job.json"], cwd=ROOT, env=variables)
+    command = [entry.python, "-W", "ignore", "-m", f"benchmarks.peers.{module}", folder / "job.json"]
+    ended = subprocess.run(command, cwd=ROOT, env=variables)
     if ended.returncode:
         console.print(f"[red]{name}: failed with exit code {ended.returncode}[/]")
         return None

@@ -93,11 +93,12 @@ class Layer(nn.Module):
         """Features of atoms ``(atoms, channels)`` and edges ``(edges, channels)`` -> features of atoms."""
         normed = self.norm(hidden)
         keys, values = (self.sent(normed)[senders] + self.along(edges)).chunk(2, dim=1)
-        heads = (len(senders), self.n_heads, -1)
-        logits = (self.query(normed)[receivers] * keys).view(heads).sum(2) / math.sqrt(keys.shape[1] / self.n_heads)
+        heads = (len(senders), self.n_heads, keys.shape[1] // self.n_heads)
+        logits = (self.query(normed)[receivers] * keys).view(heads).sum(2) / math.sqrt(heads[2])
         messages = self.value(functional.silu(values)).view(heads)
         # Each atom also attends to nothing, with logit 0: the sum is smooth, and zero without neighbours.
-        largest = logits.new_zeros(len(hidden), self.n_heads).index_reduce(0, receivers, logits.detach(), "amax")
+        rows = receivers[:, None].expand_as(logits)
+        largest = logits.new_zeros(len(hidden), self.n_heads).scatter_reduce(0, rows, logits.detach(), "amax")
         weights = envelope * torch.exp(logits - largest[receivers])
         total = torch.exp(-largest).index_add(0, receivers, weights)
         summed = messages.new_zeros(len(hidden), *messages.shape[1:]).index_add(0, receivers, weights[..., None] * messages)
