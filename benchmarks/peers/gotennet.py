@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
+import torch_geometric.nn  # noqa: F401  before the stand-ins: it looks for what is installed
 from torch import nn
 
 from benchmarks.peers.graphs import Graph, forces_of, graph_of, join

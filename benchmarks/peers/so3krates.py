@@ -16,11 +16,11 @@ from benchmarks.peers.protocol import Frame, Peer, Problem
 
 
 class Driver(Peer):
-    """SO3krates without its physical terms."""
+    """SO3krates without its physical terms; channels divide into heads and into degrees."""
 
     package = "so3krates-torch"
 
-    def __init__(self, problem: Problem, *, n_channels: int = 128, n_layers: int = 3, l_max: int = 3, n_heads: int = 4) -> None:
+    def __init__(self, problem: Problem, *, n_channels: int = 132, n_layers: int = 3, l_max: int = 3, n_heads: int = 4) -> None:
         self.cutoff, self.scale = problem.cutoff, problem.scale
         self.table = AtomicNumberTable(list(range(1, 119)))  # the model indexes elements by atomic number
         self.module = So3krates(

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mace  # noqa: F401  before e3nn, as there
 import torch
 from ase import Atoms
 from symmetrix.calculator import Symmetrix
 from symmetrix.extract_mace_data import _extract_single_head_data
 
-from benchmarks.peers import mace
+from benchmarks.peers.mace import Driver as Mace
 from benchmarks.peers.protocol import Frame, Peer, Problem
 
 
@@ -23,7 +24,7 @@ class Driver(Peer):
     package = "symmetrix-xl"
 
     def __init__(self, problem: Problem, **options: Any) -> None:
-        self.module = mace.Driver(problem, **options).module
+        self.module = Mace(problem, **options).module
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.json"
             # The public function wants a pickled model.
