@@ -29,7 +29,7 @@ class Driver(Peer):
 
     package = "gotennet"
 
-    def __init__(self, problem: Problem, *, n_channels: int = 128, n_layers: int = 3, l_max: int = 2) -> None:
+    def __init__(self, problem: Problem, *, n_channels: int = 64, n_layers: int = 3, l_max: int = 2) -> None:
         self.cutoff, self.scale = problem.cutoff, problem.scale
         representation = GotenNet(
             n_atom_basis=n_channels, n_interactions=n_layers, cutoff_fn=CosineCutoff(problem.cutoff), n_rbf=32, lmax=l_max,

@@ -103,7 +103,7 @@ class Training:
         self.batches = {"validation": self._batched("validation")}
         self.parameters = {name: value for name, value in peer.module.named_parameters() if value.requires_grad}
         self.weights = list(self.parameters.values())
-        self.optimizer = torch.optim.Adam(self._groups(), lr=recipe.learning_rate, amsgrad=True)
+        self.optimizer = torch.optim.Adam(self._groups(), lr=recipe.learning_rate, amsgrad=True, foreach=True)
         self.mean = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.best = {name: value.clone() for name, value in self.mean.items()}
         self.progress = Progress()
