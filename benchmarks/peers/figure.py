@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 
 from benchmarks.peers.table import by_peer
 
@@ -19,29 +18,27 @@ MIN_GAP = 0.045  # between the names at the ends of the curves, as a fraction of
 
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Validation force error of each peer while it trains, log-log; seeds are thin lines of one colour."""
+    """Validation force error of each peer while it trains, log-log; one line for each seed, dashed for a peer's own recipe."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), sharey=True, layout="constrained")
     groups = by_peer(rows)
-    colours = plt.get_cmap("tab20")(np.arange(20))[[0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 1, 3, 5, 7]]
+    families = list(dict.fromkeys(name.removesuffix("-own") for name in groups))
+    colours = {family: "black" if family == "sapis" else plt.get_cmap("tab10")(k % 10) for k, family in enumerate(families)}
     for axis, key, label in zip(axes, ("cpu_seconds", "flops"), ("CPU seconds of training", "FLOP of training (matrix products)"),
                                 strict=True):
         ends = []
-        for (name, group), colour in zip(groups.items(), np.resize(colours, (len(groups), 4)), strict=True):
-            is_ours = name == "sapis"
+        for name, group in groups.items():
+            is_ours, colour = name == "sapis", colours[name.removesuffix("-own")]
             for row in group:
                 x, y = ([point[name_] for point in row["history"]] for name_ in (key, "validation_force_rmse_meV_A"))
-                axis.plot(x, y, color="black" if is_ours else colour, linewidth=2.2 if is_ours else 1.3,
-                          linestyle="--" if name in ("plain",) or name.endswith("-own") else "-", marker="o", markersize=2.5,
+                axis.plot(x, y, color=colour, linewidth=2.2 if is_ours else 1.3,
+                          linestyle="--" if name.endswith("-own") else "-", marker="o", markersize=2.5,
                           zorder=3 if is_ours else 2)
-            ends.append((name, x[-1], y[-1], "black" if is_ours else colour))
+            ends.append((name, x[-1], y[-1], colour))
         axis.set(xscale="log", yscale="log", xlabel=label)
         axis.grid(which="both", alpha=0.2)
         axis.spines[["top", "right"]].set_visible(False)
-        if key == "cpu_seconds":
+        if key == "cpu_seconds":  # the ends on the right are at the same heights, in the same colours
             _names_at_end(axis, ends)
-        else:
-            for name, x, y, colour in ends:
-                axis.annotate(name, (x, y), xytext=(5, 0), textcoords="offset points", color=colour, fontsize=8, va="center")
     axes[0].set_ylabel("force RMSE on the validation frames, meV/Å")
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
