@@ -30,7 +30,7 @@ from sapis.evaluate.errors import evaluate
 from sapis.training.config import TrainingConfig
 from sapis.training.loss import loss as our_loss
 
-ISOLATED = dict.fromkeys(ELEMENTS, -1.0)
+ISOLATED = dict(zip(ELEMENTS, small_potential().reference_energies.tolist(), strict=True))
 SMALL = {"n_channels": 16, "n_heads": 2, "n_layers": 2, "n_radial": 4}
 
 
@@ -110,7 +110,7 @@ def test_wrong_forces_are_refused() -> None:
     class Wrong(Driver):
         def predict(self, batch, *, create_graph):  # type: ignore[no-untyped-def]
             energies, forces = super().predict(batch, create_graph=create_graph)
-            return energies, 1.1 * forces
+            return 100 * energies, 110 * forces
 
     own = problem()
     with pytest.raises(ValueError, match="not -dE/dr"):
