@@ -5,7 +5,7 @@
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                        where torch comes from. PyPI's Linux build brings gigabytes of CUDA; this one is for CPUs only.
 #   PIP_ARGS=...         further arguments of every pip install
-#   NAME=...             which benchmark; empty lists them
+#   NAME=...             which benchmark (empty lists them), or which peer (empty: all)
 #   WORKERS=2            processes of the tests
 
 PYTHON ?= python3
@@ -23,7 +23,7 @@ PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo check test bench docs clean
+.PHONY: setup demo check test bench peers docs clean
 .DEFAULT_GOAL := setup
 
 ## setup: the environment in .venv
@@ -58,6 +58,17 @@ test: $(READY)
 ## bench NAME=...: one benchmark
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run $(NAME)
+
+## peers NAME=...: the environment of one of the potentials in benchmarks/peers, or of all of them
+PEERS := $(notdir $(basename $(wildcard benchmarks/peers/requirements/*.txt)))
+peers: $(foreach peer,$(or $(NAME),$(PEERS)),.peers/$(peer)/.ready)
+
+# Each in its own, for their requirements exclude each other; all pinned, so that nothing is left to resolve.
+.peers/%/.ready: benchmarks/peers/requirements/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $(PIP_ARGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' $<)
+	$(@D)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps -r $<
+	@touch $@
 
 ## docs: run the examples of docs/ and check its links and references
 docs: $(READY)
