@@ -231,10 +231,8 @@ def test_what_reads_new_into_old_learns_at_once() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _counts_are_quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _threads_stay() -> Iterator[None]:
     threads = torch.get_num_threads()
-    monkeypatch.setattr("sapis.training.loop.training_flops",
-                        lambda potential: lambda atoms, slots: float(potential.n_parameters))
     yield
     torch.set_num_threads(threads)
 
@@ -257,13 +255,13 @@ def names_in_order(training: Training) -> list[str]:
     return [name for group in training.optimizer.param_groups for name in group["names"]]
 
 
-@pytest.mark.parametrize("optimizer", ["amsgrad", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "amsgrad"])
 def test_training_goes_on_without_a_jump(tmp_path: Path, optimizer: str) -> None:
     small, large, _ = trainings(tmp_path, WIDER, optimizer=optimizer)
     progress = large.run()
     before, after = small.progress.history, progress.history[len(small.progress.history):]
     assert progress.history[: len(before)] == before and progress.step == 2 * small.progress.step
-    assert after[0]["validation_loss"] < 1.1 * before[-1]["validation_loss"]
+    assert after[0]["validation_loss"] < 1.2 * before[-1]["validation_loss"]
     assert after[-1]["validation_loss"] < before[-1]["validation_loss"]
     assert after[0]["learning_rate"] < 0.7 * before[-1]["learning_rate"], "the learning rate rises once more"
 
@@ -279,8 +277,9 @@ def test_weights_mean_and_best_are_those_of_the_small_training(tmp_path: Path) -
             require_same(one, other)
 
 
-def test_the_state_of_the_optimiser_is_placed(tmp_path: Path) -> None:
-    small, large, grown = trainings(tmp_path, {"n_channels": 64, "order": 3})
+@pytest.mark.parametrize("optimizer", ["muon", "amsgrad"])
+def test_the_state_of_the_optimiser_is_placed(tmp_path: Path, optimizer: str) -> None:
+    small, large, grown = trainings(tmp_path, {"n_channels": 64, "order": 3}, optimizer=optimizer)
     large._resume()
     before, state = (one.optimizer.state_dict()["state"] for one in (small, large))
     numbers = {name: index for index, name in enumerate(names_in_order(small))}
@@ -291,12 +290,14 @@ def test_the_state_of_the_optimiser_is_placed(tmp_path: Path) -> None:
             continue
         old = before[numbers[place.origin]]
         assert state[index]["step"] == old["step"]
-        for moment in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        moments = [key for key in state[index] if key != "step"]
+        assert moments == [key for key in old if key != "step"] and moments
+        for moment in moments:
             held = state[index][moment].view(place.new_shape)
             assert torch.equal(held[place.targets], old[moment].view(place.old_shape)[place.sources]), (name, moment)
             new = torch.ones(place.new_shape, dtype=torch.bool)
             new[place.targets] = False
-            expected = 0.0 if moment == "exp_avg" else float(old[moment].mean())
+            expected = float(old[moment].mean()) if moment.endswith("_sq") else 0.0
             assert bool((held[new] == expected).all()), (name, moment)
 
 
@@ -326,10 +327,12 @@ def test_a_grown_checkpoint_is_taken_up_and_not_written_over(tmp_path: Path) -> 
 
 
 def test_a_budget_of_flops_ends_a_training(tmp_path: Path) -> None:
-    small, large, _ = trainings(tmp_path, {"n_channels": 64}, epochs=None, flops=40.0 * small_potential(**SMALL).n_parameters)
-    assert small.progress.step == 20 and small.progress.flops == 0.5 * small.config.flops
+    budget = 3e8
+    small, large, _ = trainings(tmp_path, {"n_channels": 64}, epochs=None, flops=budget)
+    assert budget / 2 <= small.progress.flops < 1.2 * budget / 2 and small.progress.step > 5
     progress = large.run()
-    assert progress.is_finished and progress.flops >= large.config.flops > progress.flops - large.potential.n_parameters
+    assert progress.is_finished and budget <= progress.flops < budget + 2 * (progress.flops - small.progress.flops) / (
+        progress.step - small.progress.step)
 
 
 # Files
@@ -387,8 +390,7 @@ def test_what_cannot_be_the_same_function_is_refused(sizes: dict[str, int], mess
 @pytest.mark.parametrize(("start", "change", "message"), [
     ({}, lambda config: config.model_copy(update={"cutoff": 4.0}), "part of the function"),
     ({"n_channels": 16, "n_heads": 2}, lambda config: larger_config(config, {"n_channels": 32}), "groups of 16"),
-    ({"l_max": 0, "l_max_carried": 0}, lambda config: larger_config(config, {"l_max": 1}), "n_channels_carried = n_channels"),
-], ids=["cutoff", "narrow", "from l_max 0"])
+], ids=["cutoff", "narrow"])
 def test_what_no_size_can_mend_is_refused(start: dict[str, int], change: Callable[[ModelConfig], ModelConfig], message: str,
                                           ) -> None:
     small = trained(**start)

@@ -147,7 +147,7 @@ def _positions(old: Axis, new: Axis, name: str) -> tuple[np.ndarray, np.ndarray]
     if missing := [label for label in old.labels if label not in set(new.labels)]:
         raise ModelError(
             expected=f"a place for every entry of {name}", received=f"none for {missing[0]}", where="sizes of the larger model",
-            todo="choose larger ones (from l_max 0 with several layers: n_channels_carried = n_channels)",
+            todo="choose larger ones",
         )
     position: dict[Hashable, int] = {label: place for place, label in enumerate(old.labels)}
     sources = np.array([position.get(_most_similar(label, old.labels) if new.is_species else label, -1) for label in new.labels])

@@ -59,23 +59,20 @@ class Muon(torch.optim.Optimizer):
     def _stacked(self) -> list[_Matrices | _Numbers]:
         stacks: list[_Matrices | _Numbers] = []
         for group in self.param_groups:
-            matrices: dict[tuple[int, ...], list[torch.nn.Parameter]] = {}
-            numbers = []
+            together: dict[tuple[Any, ...], list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.ndim > 1 and min(parameter.shape[-2:]) >= SHORTEST:
-                    matrices.setdefault(tuple(parameter.shape[-2:]), []).append(parameter)
-                else:
-                    numbers.append(parameter)
-            stacks += [_Matrices(parameters, self.state, group, shape) for shape, parameters in matrices.items()]
-            if numbers:
-                stacks.append(_Numbers(numbers, self.state, group))
+                if parameter.grad is not None:
+                    is_matrix = parameter.ndim > 1 and min(parameter.shape[-2:]) >= SHORTEST
+                    # Weights that came later, by growth, have made fewer steps.
+                    n_steps = float(self.state[parameter].get("step", 0))
+                    together.setdefault((tuple(parameter.shape[-2:]) if is_matrix else (), n_steps), []).append(parameter)
+            stacks += [_Matrices(parameters, self.state, group, shape) if shape else _Numbers(parameters, self.state, group)
+                       for (shape, _), parameters in together.items()]
         return stacks
 
 
 class _Stack:
-    """Weights updated together. What the optimiser keeps of each weight is a part of what is kept of all."""
+    """Weights updated together. What the optimiser keeps of each weight is a part of what is kept of all, by torch's names."""
 
     names: tuple[str, ...]
 
@@ -109,11 +106,11 @@ class _Stack:
 class _Matrices(_Stack):
     """All matrices of one shape."""
 
-    names = ("momentum",)
+    names = ("momentum_buffer",)
 
     def update(self) -> None:
         """One step."""
-        gradients, momentum = self.gradients(), self.kept["momentum"]
+        gradients, momentum = self.gradients(), self.kept["momentum_buffer"]
         self.steps += 1
         momentum.lerp_(gradients, 1 - self.group["momentum"])
         direction = nearest_orthogonal(gradients.lerp_(momentum, self.group["momentum"]))
@@ -125,7 +122,7 @@ class _Matrices(_Stack):
 class _Numbers(_Stack):
     """Weights that are no matrices: Adam with AMSGrad."""
 
-    names = ("mean", "square", "largest")
+    names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
     def update(self) -> None:
         """One step."""
