@@ -374,7 +374,7 @@ def test_frames_with_different_labels_train_together(tmp_path: Path) -> None:
     mixed = [replace(frame, forces=None) if k % 2 else replace(frame, energy=None) for k, frame in enumerate(frames)]
     progress = training(tmp_path, mixed, frames[:2], batch_size=3).run()
     assert all(np.isfinite(list(row.values())).all() for row in progress.history)
-    assert progress.history[-1]["validation_loss"] < 10
+    assert progress.history[-1]["validation_loss"] < 0.7 * progress.history[0]["validation_loss"]
 
 
 def test_a_training_without_an_end_is_refused(tmp_path: Path) -> None:
