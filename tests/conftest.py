@@ -45,8 +45,8 @@ def crystal(n_atoms: int = 4, seed: int = 0) -> System:
 
 
 def small_config(**changes: Any) -> ModelConfig:
-    settings = {"cutoff": 3.5, "n_channels": 16, "n_channels_carried": 16, "n_heads": 2, "n_radial": 4}
-    return ModelConfig(**{**settings, "n_hidden_readout": 8, **changes})
+    settings = {"cutoff": 3.5, "l_max": 2, "l_max_carried": 1, "n_channels": 16, "n_channels_carried": 16, "n_heads": 2}
+    return ModelConfig(**{**settings, "n_radial": 4, "n_hidden_readout": 8, **changes})
 
 
 def small_potential(precision: str = "float64", seed: int = 0, **changes: Any) -> TransformerPotential:

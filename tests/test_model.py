@@ -373,7 +373,7 @@ def test_every_weight_matters() -> None:
 
 
 @pytest.mark.parametrize("changes", [
-    {"n_channels": 15}, {"n_channels_carried": 3}, {"l_max": 1, "l_max_carried": 2}, {"cutoff": 0.0}, {"order": 4},
+    {"n_channels": 15}, {"n_channels_carried": 3}, {"cutoff": 0.0}, {"order": 4},
     {"n_layers": 0}, {"width": 3},
 ], ids=str)
 def test_settings_that_cannot_be_are_refused(changes: dict[str, int]) -> None:

@@ -54,13 +54,13 @@ def test_rates_fall_with_what_grows_with_the_width() -> None:
     for name, factor in factors.items():
         kind = ".".join(name.split(".")[-2:])
         if name == "readouts.1.2.weight":
-            assert factor == 32 / 8, "its inputs are the hidden units"
+            assert factor == 24 / 8, "its inputs are the hidden units"
         elif kind in wide or name.split(".", 2)[-1] in wide or "couplings" in name or name in ("readouts.0.0.weight",
                                                                                               "readouts.1.0.weight"):
-            assert factor == 0.5, name
+            assert factor == 48 / 128, name
         elif name.endswith(("bias", "temperature", "order_weights", "keep_weights", "embedding")):
             assert factor == 1.0, name
-    assert sorted(set(factors.values())) == [0.5, 1.0, 4.0]
+    assert sorted(set(factors.values())) == [48 / 128, 1.0, 3.0]
 
 
 def test_activations_move_alike_in_all_widths() -> None:

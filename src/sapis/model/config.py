@@ -16,7 +16,7 @@ NORM_EPSILON = 1e-6
 # Channels of a head: heads are as many as the width asks for, so that what a head sees does not change with it.
 CHANNELS_PER_HEAD = 8
 # Widths at which the default learning rate was chosen (see `sapis.model.axes.rate_factors`).
-BASE_WIDTHS = {"n_channels": 64, "n_channels_carried": 16, "n_heads": 8, "n_hidden_readout": 32}
+BASE_WIDTHS = {"n_channels": 48, "n_channels_carried": 12, "n_heads": 6, "n_hidden_readout": 24}
 
 
 class ModelConfig(Config):
@@ -28,9 +28,9 @@ class ModelConfig(Config):
     shorthands: ClassVar[tuple[str, ...]] = ("preset",)
 
     cutoff: float = Field(5.0, gt=0, description="Å; radius of the neighbourhood of an atom")
-    l_max: int = Field(2, ge=0, le=6, description="highest degree of edge harmonics and of the density")
+    l_max: int = Field(3, ge=0, le=6, description="highest degree of edge harmonics and of the density")
     l_max_product: int = Field(2, ge=0, description="highest degree, up to l_max, of products that go into others")
-    l_max_carried: int = Field(1, ge=0, description="highest degree of features, and of what neighbours send")
+    l_max_carried: int = Field(2, ge=0, description="highest degree, up to l_max, of features and of what neighbours send")
     n_channels: int = Field(BASE_WIDTHS["n_channels"], ge=1, description="channels of each degree")
     n_channels_carried: int = Field(BASE_WIDTHS["n_channels_carried"], ge=1, description="channels of what neighbours send")
     n_heads: int = Field(BASE_WIDTHS["n_heads"], ge=1, description="attention heads")
@@ -55,8 +55,6 @@ class ModelConfig(Config):
     def _consistent(self) -> ModelConfig:
         if self.n_channels % self.n_heads or self.n_channels_carried % self.n_heads:
             raise ValueError("n_channels and n_channels_carried that are multiples of n_heads")
-        if self.l_max_carried > self.l_max:
-            raise ValueError("l_max_carried <= l_max")
         return self
 
 
@@ -68,8 +66,8 @@ def _sizes(n_channels: int) -> dict[str, int]:
 
 # From a model that trains in minutes to one for large data sets and accelerators; figures in docs/howto/choose-a-size.md.
 PRESETS: dict[str, dict[str, int]] = {
-    "nano": {**_sizes(16), "order": 2}, "tiny": _sizes(32), "small": _sizes(48), "base": _sizes(64), "large": _sizes(128),
-    "xl": {**_sizes(256), "l_max": 3, "n_layers": 3},
+    "nano": {**_sizes(16), "l_max": 2, "l_max_carried": 1, "order": 2},
+    "tiny": _sizes(16), "small": _sizes(32), "base": _sizes(48), "large": _sizes(96), "xl": {**_sizes(192), "n_layers": 3},
 }
 
 

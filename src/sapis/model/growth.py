@@ -225,7 +225,7 @@ def _require_growth(old: ModelConfig, new: ModelConfig) -> None:
     if channels[0] != channels[1] and norm_group(channels[0]) != norm_group(channels[1]):
         refuse(f"groups of {norm_group(channels[0])} channels that are normalised together, as in the smaller model",
                f"{norm_group(channels[1])} at n_channels = {channels[1]}",
-               "grow from a multiple of 32 channels to another; other widths have one norm for all channels")
+               "grow from a multiple of 16 channels to another; other widths have one norm for all channels")
 
 
 def _all_energies(small: TransformerPotential, new: Mapping[int, float]) -> dict[int, float]:

@@ -21,7 +21,7 @@ from sapis.so3.contraction import density_couplings, entries, product_couplings
 from sapis.so3.coupling import coupling_paths
 from sapis.so3.harmonics import degrees, row_products
 
-NORM_GROUP = 32
+NORM_GROUP = 16
 
 
 class RadialBasis(nn.Module):
@@ -58,7 +58,7 @@ class GroupNorm(nn.Module):
 
 
 def norm_group(channels: int) -> int:
-    """How many of ``channels`` share one norm: 32, or all where they do not fall into groups of 32."""
+    """How many of ``channels`` share one norm: 16, or all where they do not fall into groups of 16."""
     return NORM_GROUP if channels % NORM_GROUP == 0 else channels
 
 

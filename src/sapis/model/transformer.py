@@ -32,9 +32,8 @@ class Layer(nn.Module):
                  dtype: torch.dtype) -> None:
         super().__init__()
         channels = config.n_channels
-        l_max_carried = min(l_max_in, config.l_max_carried)
         self.attention = Attention(
-            l_max=config.l_max, l_max_carried=l_max_carried, n_channels=channels, n_carried=config.n_channels_carried,
+            l_max=config.l_max, l_max_carried=l_max_in, n_channels=channels, n_carried=config.n_channels_carried,
             n_heads=config.n_heads, n_radial=config.n_radial, average_neighbors=average_neighbors, dtype=dtype,
         )
         self.product = Product(l_max=config.l_max, l_max_product=min(config.l_max_product, config.l_max), l_max_out=l_max_out,
@@ -67,10 +66,10 @@ class Transformer(nn.Module):
         self.embedding = nn.Parameter(torch.randn(n_species, config.n_channels, dtype=dtype))
         self.harmonics = Harmonics(config.l_max, dtype)
         self.radial = RadialBasis(config.n_radial, config.cutoff, dtype)
-        last = config.n_layers - 1
+        last, l_max_features = config.n_layers - 1, min(config.l_max_carried, config.l_max)
         self.layers = nn.ModuleList(
             Layer(config, n_species=n_species, average_neighbors=average_neighbors, dtype=dtype,
-                  l_max_in=0 if t == 0 else config.l_max_carried, l_max_out=0 if t == last else config.l_max_carried)
+                  l_max_in=0 if t == 0 else l_max_features, l_max_out=0 if t == last else l_max_features)
             for t in range(config.n_layers)
         )
         self.readouts = nn.ModuleList(
