@@ -108,7 +108,7 @@ def test_a_large_batch_is_worked_in_groups(monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(len(system) for system in systems) < n_grouped, "one group holds the small model's batch"
     parts = [outcome(potential, labelled_batch(potential, [system]))["energies"] for system in systems]
     assert torch.allclose(torch.cat(parts), whole["energies"], rtol=1e-12, atol=1e-12)
-    wide = TransformerPotential(ModelConfig(cutoff=3.5, n_channels=128, n_channels_carried=32), elements=ELEMENTS,
+    wide = TransformerPotential(ModelConfig(cutoff=3.5, n_channels=128, n_channels_carried=32, n_heads=8), elements=ELEMENTS,
                                 reference_energies=[0.0] * len(ELEMENTS), scale=1.0, average_neighbors=5.0, precision="float64")
     batch = labelled_batch(wide, systems)
     assert len(batch.species) > GROUP_SIZE // (9 * 8 * 128), "several groups hold the wide model's"

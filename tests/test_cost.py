@@ -142,7 +142,7 @@ def test_every_weight_belongs_to_one_part() -> None:
 
 
 def test_presets_grow_and_base_is_the_default() -> None:
-    assert preset("base") == ModelConfig() == dial(64)
+    assert preset("base") == ModelConfig() == dial(48)
     sizes = [total(cost_of(preset(name), n_atoms=1, n_neighbors=1)).training.products for name in PRESETS]
     assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
     with pytest.raises(ConfigError, match="nano, tiny, small, base, large, xl"):
@@ -153,9 +153,15 @@ def test_presets_grow_and_base_is_the_default() -> None:
 def test_the_dial_keeps_what_a_head_sees(n_channels: int) -> None:
     config = dial(n_channels)
     assert config.n_channels == n_channels == 8 * config.n_heads == 4 * config.n_channels_carried
-    assert config.model_copy(update=dial(64).model_dump()) == ModelConfig()
+    assert config.model_copy(update=dial(48).model_dump()) == ModelConfig()
     with pytest.raises(ConfigError, match="multiple of 8"):
         dial(n_channels + 1)
+
+
+def test_a_width_brings_what_goes_with_it() -> None:
+    assert ModelConfig(n_channels=64) == dial(64)
+    assert ModelConfig.model_validate({"preset": "xl", "n_channels": 64}) == dial(64).model_copy(update={"n_layers": 3})
+    assert ModelConfig(n_channels=64, n_heads=4).n_heads == 4
 
 
 def test_settings_may_name_a_preset() -> None:

@@ -22,7 +22,8 @@ BASE_WIDTHS = {"n_channels": 48, "n_channels_carried": 12, "n_heads": 6, "n_hidd
 class ModelConfig(Config):
     """Architecture of the equivariant Transformer (see `sapis.model.transformer`).
 
-    The settings may name a preset, ``{preset: large, cutoff: 6}``: its values hold where no other is given.
+    The settings may name a preset, ``{preset: large, cutoff: 6}``: its values hold where no other is given. A width alone,
+    ``{n_channels: 64}``, brings the heads, the channels sent and the read-out that go with it.
     """
 
     shorthands: ClassVar[tuple[str, ...]] = ("preset",)
@@ -42,14 +43,17 @@ class ModelConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "preset" not in values:
+    def _fill_in(cls, values: Any) -> Any:
+        """From the preset, and where a width is given from the width."""
+        if not isinstance(values, dict):
             return values
         given = {key: value for key, value in values.items() if key != "preset"}
-        name = str(values["preset"])
-        if name not in PRESETS:
-            raise ValueError(f"a preset among {', '.join(PRESETS)}")
-        return {**PRESETS[name], **given}
+        if "preset" in values:
+            name = str(values["preset"])
+            if name not in PRESETS:
+                raise ValueError(f"a preset among {', '.join(PRESETS)}")
+            given = {**PRESETS[name], **_sizes_of(given), **given}
+        return {**_sizes_of(given), **given}
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -60,8 +64,14 @@ class ModelConfig(Config):
 
 def _sizes(n_channels: int) -> dict[str, int]:
     """What follows from the width."""
-    return {"n_channels": n_channels, "n_channels_carried": n_channels // 4, "n_heads": n_channels // CHANNELS_PER_HEAD,
-            "n_hidden_readout": n_channels // 2}
+    n_heads = max(1, n_channels // CHANNELS_PER_HEAD)
+    return {"n_channels": n_channels, "n_channels_carried": 2 * n_heads, "n_heads": n_heads,
+            "n_hidden_readout": max(1, n_channels // 2)}
+
+
+def _sizes_of(settings: dict[str, Any]) -> dict[str, int]:
+    n_channels = settings.get("n_channels")
+    return _sizes(n_channels) if isinstance(n_channels, int) else {}
 
 
 # From a model that trains in minutes to one for large data sets and accelerators; figures in docs/howto/choose-a-size.md.
