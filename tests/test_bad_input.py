@@ -256,7 +256,7 @@ CASES: list[tuple[str, Plant | None, str, str, str]] = [
     # Settings and options
     ("an unknown setting", half_settings(epoch=3), "train data.extxyz --output new --config settings.yaml", "ConfigError",
      "did you mean 'epochs'?"),
-    ("a training without end", None, "train data.extxyz --output new", "TrainingError", "epochs or cpu_seconds"),
+    ("a training without end", None, "train data.extxyz --output new", "TrainingError", "epochs, cpu_seconds or flops"),
     ("heads that do not divide", text("settings.yaml", "model: {n_channels: 10, n_heads: 3}"),
      "train data.extxyz --output new --epochs 1 --config settings.yaml", "ConfigError", "multiples of n_heads"),
     ("an unknown ensemble", None, "md model.sapis data.extxyz --ensemble npt", "ConfigError", "nve or nvt"),

@@ -109,3 +109,16 @@ def test_weights_without_a_gradient_stay() -> None:
     give_gradients([moved], 0)
     Muon([moved, still], lr=0.01).step()
     assert torch.equal(still, before)
+
+
+def test_a_number_that_became_a_matrix_starts_without_momentum() -> None:
+    """A weight of 4 x 16 that grew to 16 x 16 brings the state of Adam."""
+    (weight,) = weights((16, 16))
+    one, other = Muon([weight], lr=0.01), Muon([copy.deepcopy(weight)], lr=0.01)
+    one.state[weight] = {"step": torch.tensor(5.0), **{name: torch.ones_like(weight) for name in ("exp_avg", "exp_avg_sq")}}
+    (twin,) = other.param_groups[0]["params"]
+    for parameter, chosen in ((weight, one), (twin, other)):
+        give_gradients([parameter], 0)
+        chosen.step()
+    assert torch.equal(weight, twin) and one.state[weight].keys() == {"step", "momentum_buffer"}
+    assert float(one.state[weight]["step"]) == 6.0

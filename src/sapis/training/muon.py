@@ -83,10 +83,11 @@ class _Stack:
         self.counts = [parameter.numel() // math.prod(shape) for parameter in parameters]
         self.steps = torch.zeros(len(parameters))
         self.kept = {name: torch.zeros_like(gradients) for name in self.names}
-        if state[parameters[0]]:
-            self.steps.fill_(state[parameters[0]]["step"])
-            for name, value in self.kept.items():
-                torch.cat([state[parameter][name].reshape(-1, *shape) for parameter in parameters], out=value)
+        self.steps.fill_(state[parameters[0]].get("step", 0))
+        for name, value in self.kept.items():
+            # A weight that became a matrix, by growth, has no momentum yet.
+            known = [state[parameter].get(name, torch.zeros_like(parameter)) for parameter in parameters]
+            torch.cat([item.reshape(-1, *shape) for item in known], out=value)
         for parameter, step, *parts in zip(parameters, self.steps, *(value.split(self.counts) for value in self.kept.values()),
                                            strict=True):
             state[parameter] = {"step": step} | {name: part.view_as(parameter) for name, part
