@@ -68,6 +68,8 @@ def require_same(small: TransformerPotential, large: TransformerPotential) -> No
     ({}, {"l_max": 2}), ({"l_max": 2}, {"l_max": 4}), ({"l_max_carried": 0}, {"l_max_carried": 1}),
     ({"n_layers": 1, "l_max": 0, "l_max_carried": 0}, {"l_max": 1}),
     ({"l_max": 0, "l_max_carried": 0, "n_channels_carried": 32}, {"l_max": 2, "l_max_carried": 1}),
+    ({"l_max": 2, "l_max_product": 0, "order": 3}, {"l_max_product": 2}),
+    ({"l_max": 2, "l_max_product": 1, "order": 3}, {"l_max": 3, "l_max_product": 3, "l_max_carried": 2}),
     ({"order": 1}, {"order": 2}), ({}, {"order": 3}), ({"order": 1}, {"order": 3}),
     ({}, {"n_radial": 5}), ({}, {"n_hidden_readout": 16}), ({}, {}),
 ], ids=str)

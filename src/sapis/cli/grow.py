@@ -18,7 +18,7 @@ def grow(
     output: Annotated[Path, typer.Argument(help="Where to write the larger one.")],
     n_channels: Size = None, n_channels_carried: Size = None, n_heads: Size = None, n_layers: Size = None,
     order: Size = None, n_radial: Size = None, n_hidden_readout: Size = None,
-    l_max: Degree = None, l_max_carried: Degree = None,
+    l_max: Degree = None, l_max_product: Degree = None, l_max_carried: Degree = None,
     element: Annotated[list[str] | None, typer.Option(
         help="A new element and its reference energy in eV, as S=-10821.5 (repeatable).")] = None,
     structure: Annotated[Path | None, typer.Option(help="Compare the two models on this; default: a made-up crystal.")] = None,
@@ -32,7 +32,7 @@ def grow(
     sizes = {
         "n_channels": n_channels, "n_channels_carried": n_channels_carried, "n_heads": n_heads, "n_layers": n_layers,
         "order": order, "n_radial": n_radial, "n_hidden_readout": n_hidden_readout, "l_max": l_max,
-        "l_max_carried": l_max_carried,
+        "l_max_product": l_max_product, "l_max_carried": l_max_carried,
     }
     energies = dict(_element(text) for text in element or [])
     grown, check = grow_file(model, output, {name: size for name, size in sizes.items() if size is not None}, seed=seed,

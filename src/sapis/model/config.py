@@ -30,7 +30,7 @@ class ModelConfig(Config):
 
     cutoff: float = Field(5.0, gt=0, description="Å; radius of the neighbourhood of an atom")
     l_max: int = Field(3, ge=0, le=6, description="highest degree of edge harmonics and of the density")
-    l_max_product: int = Field(2, ge=0, description="highest degree, up to l_max, of products that go into others")
+    l_max_product: int = Field(2, ge=0, description="highest degree, up to l_max, of products inside products")
     l_max_carried: int = Field(2, ge=0, description="highest degree, up to l_max, of features and of what neighbours send")
     n_channels: int = Field(BASE_WIDTHS["n_channels"], ge=1, description="channels of each degree")
     n_channels_carried: int = Field(BASE_WIDTHS["n_channels_carried"], ge=1, description="channels of what neighbours send")

@@ -36,8 +36,10 @@ class Layer(nn.Module):
             l_max=config.l_max, l_max_carried=l_max_in, n_channels=channels, n_carried=config.n_channels_carried,
             n_heads=config.n_heads, n_radial=config.n_radial, average_neighbors=average_neighbors, dtype=dtype,
         )
-        self.product = Product(l_max=config.l_max, l_max_product=min(config.l_max_product, config.l_max), l_max_out=l_max_out,
-                               order=config.order, n_channels=channels, n_species=n_species, dtype=dtype)
+        # Products of two are a part of the outcome, too.
+        l_max_product = min(max(config.l_max_product, l_max_out), config.l_max)
+        self.product = Product(l_max=config.l_max, l_max_product=l_max_product, l_max_out=l_max_out, order=config.order,
+                               n_channels=channels, n_species=n_species, dtype=dtype)
         self.update = DegreeLinear(l_max_out, channels, channels, dtype)
         self.keep = DegreeLinear(min(l_max_in, l_max_out), channels, channels, dtype)
         self.keep_weights = nn.Parameter(torch.ones(n_species, min(l_max_in, l_max_out) + 1, channels, dtype=dtype))
