@@ -25,7 +25,7 @@ from sapis.data.batch import collate, prepare
 from sapis.data.formats import read_systems
 from sapis.model.backend import backend_of
 from sapis.model.config import preset
-from sapis.model.cost import cost, total, training_flops
+from sapis.model.cost import counted_flops
 from sapis.model.potential import TransformerPotential
 from sapis.training.config import TrainingConfig
 from sapis.training.loss import loss
@@ -34,14 +34,16 @@ MIN_CALLS = 3
 PEAK_SIZE = 1024  # rows of the square matrices whose product is the peak
 
 
-def peak_gflops(repeats: int = 10) -> float:
-    """Best of ``repeats`` products of large float32 matrices on one thread, in CPU time."""
+def yardstick(repeats: int = 20) -> dict[str, float]:
+    """How fast this machine is at this moment: best and median GFLOP/s of a 1024^3 float32 matrix product on one core."""
+    torch.set_num_threads(1)
     matrix, seconds = torch.randn(PEAK_SIZE, PEAK_SIZE), []
     for _ in range(repeats):
         start = time.process_time()
         matrix @ matrix
         seconds.append(time.process_time() - start)
-    return 2 * PEAK_SIZE**3 / min(seconds) / 1e9
+    flops = 2 * PEAK_SIZE**3 / 1e9
+    return {"best_gflops": flops / min(seconds), "median_gflops": flops / float(np.median(seconds))}
 
 
 def measure(name: str, source: Path, n_frames: int, seconds: float) -> dict[str, Any]:
@@ -61,9 +63,8 @@ def measure(name: str, source: Path, n_frames: int, seconds: float) -> dict[str,
         value = loss(batch, *potential(batch, create_graph=True), settings, potential.scale)
         torch.autograd.grad(value, weights, allow_unused=True)
 
-    lone, one = (total(cost(potential.transformer, n_atoms=1, n_neighbors=n)).forces.products for n in (0, 1))
-    counted = {"training": training_flops(potential.transformer)(batch, chosen),
-               "inference": n_atoms * lone + n_edges * (one - lone)}
+    counted = {"training": counted_flops(potential.transformer)(batch, chosen),
+               "inference": counted_flops(potential.transformer, "forces")(batch, chosen)}
     found: dict[str, Any] = {"preset": name, "n_atoms": n_atoms, "neighbors_per_atom": n_edges / n_atoms, "backend": chosen,
                              "n_parameters": potential.n_parameters}
     for kind, call in {"training": step, "inference": lambda: potential(batch)}.items():
@@ -74,12 +75,12 @@ def measure(name: str, source: Path, n_frames: int, seconds: float) -> dict[str,
 def _rate(call: Callable[[], Any], flops: float, seconds: float) -> dict[str, float]:
     """Median over calls for ``seconds``, between two measurements of the peak."""
     call()  # may compile
-    before, times, start = peak_gflops(), [], time.monotonic()
+    before, times, start = yardstick(10)["best_gflops"], [], time.monotonic()
     while len(times) < MIN_CALLS or time.monotonic() - start < seconds:
         clock = time.process_time()
         call()
         times.append(time.process_time() - clock)
-    peak, median = max(before, peak_gflops()), float(np.median(times))
+    peak, median = max(before, yardstick(10)["best_gflops"]), float(np.median(times))
     gflops = flops / median / 1e9
     return {"gflop": flops / 1e9, "cpu_ms": median * 1e3, "calls": len(times), "gflops": gflops, "peak_gflops": peak,
             "share_of_peak": gflops / peak}

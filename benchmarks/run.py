@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks import growth as growing
 from benchmarks import width
+from benchmarks.peak import yardstick
 from sapis.api import load
 from sapis.core.config import load_yaml, parse_config
 from sapis.core.errors import ConfigError
@@ -40,19 +41,6 @@ HERE = Path(__file__).parent
 DATA = Path(os.environ.get("SAPIS_SHARED_DATA", HERE.parent.parent / "shared" / "data"))
 WORK = HERE.parent / "runs" / "benchmarks"
 TRAINING_KEYS = ("n_parameters", "n_steps", "n_epochs", "flops", "backend", "config", "model")
-
-
-def yardstick() -> dict[str, float]:
-    """How fast this machine is at this moment: best and median GFLOP/s of a 1024^3 float32 matrix product on one core."""
-    import torch
-
-    torch.set_num_threads(1)
-    matrix, seconds = torch.randn(1024, 1024), []
-    for _ in range(20):
-        start = time.process_time()
-        matrix @ matrix
-        seconds.append(time.process_time() - start)
-    return {"best_gflops": 2 * 1024**3 / min(seconds) / 1e9, "median_gflops": 2 * 1024**3 / float(np.median(seconds)) / 1e9}
 
 
 def train(name: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -88,20 +76,24 @@ def _published_split(data: Path, folder: Path, spec: dict[str, Any]) -> tuple[Pa
                                                              arrays[f"F_{part}"].astype(float), strict=True)]
                  for part in ("train", "test")}
     n_train, n_validation = spec["n_train"], spec["n_validation"]
-    paths = [folder / f"{part}.extxyz" for part in ("train", "held", "test")]
     train = parts["train"]
-    for path, part in zip(paths, (train[:n_train], train[n_train : n_train + n_validation], parts["test"]), strict=True):
-        write_systems(path, part)
-    return paths[0], paths[1], [paths[2]]
+    return _written(folder, train[:n_train], train[n_train : n_train + n_validation], test=parts["test"])
 
 
 def _split_once(data: Path, folder: Path, spec: dict[str, Any]) -> tuple[Path, Path, list[Path]]:
     """Random training, validation and test frames of one file, written as files."""
     split = random_split(read_systems(data), spec["n_train"], spec["n_validation"], 0)
-    paths = [folder / f"{part}.extxyz" for part in ("train", "held", "rest")]
-    for path, part in zip(paths, (split.train, split.validation, split.test), strict=True):
-        write_systems(path, part)
-    return paths[0], paths[1], [paths[2]]
+    return _written(folder, split.train, split.validation, rest=split.test)
+
+
+def _written(folder: Path, train: Sequence[System], validation: Sequence[System], **tests: Sequence[System],
+             ) -> tuple[Path, Path, list[Path]]:
+    """Files of the frames to train, to validate and, by name, to test on."""
+    parts = {"train": train, "held": validation, **tests}
+    paths = {part: folder / f"{part}.extxyz" for part in parts}
+    for part, path in paths.items():
+        write_systems(path, list(parts[part]))
+    return paths["train"], paths["held"], [paths[name] for name in tests]
 
 
 def demo(name: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -147,12 +139,19 @@ def nve(name: str, spec: dict[str, Any]) -> dict[str, Any]:
             "threads": 1, "cost": watch.cost()}
 
 
+def _measured_apart(module: str, *arguments: Any) -> dict[str, Any]:
+    """What a module of this package prints as JSON, from a process of its own."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout)
+    return found
+
+
 def inference(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Energy and forces of structures of growing size, each in a process of its own."""
     watch, found = Stopwatch(), {}
     for case in spec["cases"]:
-        command = [sys.executable, "-m", "benchmarks.inference", DATA / case["structure"], str(case["repeats"]), case["backend"]]
-        answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout)
+        answer = _measured_apart("inference", DATA / case["structure"], case["repeats"], case["backend"])
         found[case["name"]] = {**answer, "backend": case["backend"]}
         print(f"{name}: {case['name']}: {answer['cpu_ms']:.1f} ms, {answer['cpu_ms_per_atom']:.3f} ms per atom, "
               f"{answer['peak_memory_MB']:.0f} MB", flush=True)
@@ -164,9 +163,7 @@ def peak(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     watch, found = Stopwatch(), {}
     for case in spec["cases"]:
         for size in spec["presets"]:
-            command = [sys.executable, "-m", "benchmarks.peak", size, DATA / case["structure"], str(case["frames"]),
-                       str(spec["seconds"])]
-            answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout)
+            answer = _measured_apart("peak", size, DATA / case["structure"], case["frames"], spec["seconds"])
             found[f"{size}-{case['name']}"] = answer
             print(f"{name}: {size}, {case['name']}: training {answer['training_gflops']:.1f} GFLOP/s, "
                   f"{answer['training_share_of_peak']:.0%} of peak; energies and forces {answer['inference_gflops']:.1f}, "

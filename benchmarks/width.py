@@ -19,9 +19,7 @@ from sapis.training.loop import Training
 
 def _config(spec: dict[str, Any], width: int) -> ModelConfig:
     """The default architecture, with heads and carried channels in proportion to ``width``."""
-    base, ratio = BASE_WIDTHS, width / BASE_WIDTHS["n_channels"]
-    widths = {name: round(base[name] * ratio) for name in ("n_channels", "n_channels_carried", "n_heads")}
-    return parse_config(ModelConfig, {**spec.get("model", {}), **widths}, where="model")
+    return parse_config(ModelConfig, {**spec.get("model", {}), "n_channels": width}, where="model")
 
 
 def coordinates(spec: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:

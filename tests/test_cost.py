@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from benchmarks.peers.flops import MatrixProducts
 
 from conftest import cluster, crystal, small_potential
 from sapis.core.config import parse_config
@@ -21,7 +20,7 @@ from sapis.data.batch import Batch, collate, prepare
 from sapis.data.system import System
 from sapis.model.backend import backend
 from sapis.model.config import PRESETS, ModelConfig, dial, preset
-from sapis.model.cost import cost, cost_of, total, training_flops
+from sapis.model.cost import cost, cost_of, counted_flops, total
 from sapis.model.edges import EdgeList, Slots
 from sapis.model.potential import TransformerPotential
 from sapis.model.products import torch_flops
@@ -37,20 +36,6 @@ ARCHITECTURES: list[dict[str, int]] = [
 ]
 
 
-class Counter(TorchDispatchMode):
-    """FLOPs of matrix products by torch's own formulas; the hooks of its `FlopCounterMode` do not survive a force loss."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
 def labelled_batch(potential: TransformerPotential) -> Batch:
     random = np.random.default_rng(0)
     frames = [System(numbers=s.numbers, positions=s.positions, cell=s.cell, pbc=s.pbc, energy=0.0,
@@ -62,13 +47,13 @@ def labelled_batch(potential: TransformerPotential) -> Batch:
 def counted(potential: TransformerPotential, batch: Batch, links: Any) -> dict[str, int]:
     """What torch's counter sees in each pass."""
     found = {}
-    with Counter() as counter:
+    with MatrixProducts() as counter:
         potential.transformer(batch.species, links, links.take(batch.vectors))
     found["forward"] = counter.flops
-    with Counter() as counter:
+    with MatrixProducts() as counter:
         potential(batch)
     found["forces"] = counter.flops
-    with Counter() as counter:
+    with MatrixProducts() as counter:
         value = loss(batch, *potential(batch, create_graph=True), TrainingConfig(epochs=1), 1.0)
         value.backward(inputs=list(potential.parameters()))
     found["training"] = counter.flops
@@ -116,10 +101,10 @@ def test_the_arithmetic_of_the_loops_is_what_numbers_that_count_find(options: di
 def test_a_training_spends_what_the_counter_sees(name: str) -> None:
     potential = small_potential()
     batch = labelled_batch(potential)
-    with backend(name), Counter() as counter:
+    with backend(name), MatrixProducts() as counter:
         value = loss(batch, *potential(batch, create_graph=True), TrainingConfig(epochs=1), 1.0)
         value.backward(inputs=list(potential.parameters()))
-    assert training_flops(potential.transformer)(batch, name) == counter.flops
+    assert counted_flops(potential.transformer)(batch, name) == counter.flops
 
 
 def test_a_training_spends_what_the_parts_add_up_to() -> None:
@@ -127,7 +112,7 @@ def test_a_training_spends_what_the_parts_add_up_to() -> None:
     potential = small_potential()
     batch = labelled_batch(potential)
     atoms, edges = len(batch.species), int(batch.counts.sum())
-    spent = training_flops(potential.transformer)
+    spent = counted_flops(potential.transformer)
     assert spent(batch, "compiled") < spent(batch, "padded")
     few, many = (total(cost(potential.transformer, n_atoms=atoms, n_neighbors=n)) for n in (edges // atoms, edges // atoms + 1))
     assert few.training.products <= spent(batch, "compiled") <= many.training.products

@@ -6,16 +6,15 @@ of names, a decorator, a neighbour search) has stand-ins here; the model's own f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch_geometric.utils
 
-from benchmarks.peers.graphs import Graph, graph_of, join
+from benchmarks.peers.graphs import Graph, GraphPeer
 from benchmarks.peers.imports import stand_in, without_init
-from benchmarks.peers.protocol import Frame, Peer, Problem
+from benchmarks.peers.protocol import Problem
 
 
 def _unchanged(*_: Any) -> Any:
@@ -40,13 +39,13 @@ class _OnGraphs(EquiformerV3_OC):  # type: ignore[misc]
         return edges, vectors.norm(dim=1), vectors, None, None, None
 
 
-class Driver(Peer):
+class Driver(GraphPeer):
     """EquiformerV3 with the settings of its gradient-force configurations, made small."""
 
     package = "equiformer-v3"
 
     def __init__(self, problem: Problem, *, n_channels: int = 64, n_layers: int = 2, l_max: int = 2, n_heads: int = 4) -> None:
-        self.cutoff, self.scale = problem.cutoff, problem.scale
+        super().__init__(problem)
         self.module = _OnGraphs(
             use_pbc=False, regress_forces=True, direct_prediction=False, max_radius=problem.cutoff, num_radial_basis=32,
             max_num_elements=max(problem.elements) + 1, num_layers=n_layers, num_channels=n_channels,
@@ -56,12 +55,6 @@ class Driver(Peer):
             edge_channels=n_channels, use_envelope=True, use_gate_force_head=False, attn_weights_drop=0.0, drop_path_rate=0.0,
             avg_num_nodes=1.0, avg_degree=problem.average_neighbors,
         )
-
-    def prepare(self, frame: Frame) -> Graph:
-        return graph_of(frame, self.cutoff)
-
-    def collate(self, items: Sequence[Graph]) -> Graph:
-        return join(items)
 
     def predict(self, batch: Graph, *, create_graph: bool) -> tuple[torch.Tensor, torch.Tensor]:
         self.module.train(create_graph)  # in eval mode the forces carry no graph

@@ -6,15 +6,14 @@ The package asks for compiled companions of torch-geometric; its representation 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 import torch_geometric.nn  # noqa: F401  before the stand-ins: it looks for what is installed
 from torch import nn
 
-from benchmarks.peers.graphs import Graph, forces_of, graph_of, join
+from benchmarks.peers.graphs import Graph, GraphPeer, forces_of
 from benchmarks.peers.imports import stand_in, without_init
-from benchmarks.peers.protocol import Frame, Peer, Problem
+from benchmarks.peers.protocol import Problem
 
 without_init("gotennet", "gotennet.models", "gotennet.models.components")
 stand_in("gotennet.utils", get_logger=logging.getLogger)
@@ -24,25 +23,19 @@ from gotennet.models.components.layers import CosineCutoff  # noqa: E402
 from gotennet.models.representation.gotennet import GotenNet  # noqa: E402
 
 
-class Driver(Peer):
+class Driver(GraphPeer):
     """GotenNet with a read-out of two layers, as its authors use for energies."""
 
     package = "gotennet"
 
     def __init__(self, problem: Problem, *, n_channels: int = 64, n_layers: int = 3, l_max: int = 2) -> None:
-        self.cutoff, self.scale = problem.cutoff, problem.scale
+        super().__init__(problem)
         representation = GotenNet(
             n_atom_basis=n_channels, n_interactions=n_layers, cutoff_fn=CosineCutoff(problem.cutoff), n_rbf=32, lmax=l_max,
             max_z=max(problem.elements) + 1, num_heads=8, sep_dir=True, sep_tensor=True,
         )
         readout = nn.Sequential(nn.Linear(n_channels, n_channels // 2), nn.SiLU(), nn.Linear(n_channels // 2, 1))
         self.module = nn.ModuleDict({"representation": representation, "readout": readout})
-
-    def prepare(self, frame: Frame) -> Graph:
-        return graph_of(frame, self.cutoff)
-
-    def collate(self, items: Sequence[Graph]) -> Graph:
-        return join(items)
 
     def predict(self, batch: Graph, *, create_graph: bool) -> tuple[torch.Tensor, torch.Tensor]:
         positions = batch.positions.clone().requires_grad_()

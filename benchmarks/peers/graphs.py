@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers.protocol import Frame
+from benchmarks.peers.protocol import Frame, Peer, Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,19 @@ def join(graphs: Sequence[Graph]) -> Graph:
 
     return Graph(joined("numbers"), joined("positions"), joined("senders", starts), joined("receivers", starts),
                  joined("shifts"), joined("graph", range(len(graphs))), len(graphs))
+
+
+class GraphPeer(Peer):
+    """A peer whose batches are graphs."""
+
+    def __init__(self, problem: Problem, **_: Any) -> None:
+        self.cutoff, self.scale = problem.cutoff, problem.scale
+
+    def prepare(self, frame: Frame) -> Graph:
+        return graph_of(frame, self.cutoff)
+
+    def collate(self, items: Sequence[Graph]) -> Graph:
+        return join(items)
 
 
 def forces_of(energies: torch.Tensor, positions: torch.Tensor, *, create_graph: bool) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import yardstick
+from benchmarks.peak import yardstick
 from sapis.core.config import load_yaml
 from sapis.core.errors import ConfigError
 from sapis.core.files import hash_file, hash_json, read_json, write_json

@@ -7,17 +7,16 @@ reflections are learned from data: every training frame is seen in a random orie
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.peers.graphs import Graph, forces_of, graph_of, join
-from benchmarks.peers.protocol import Frame, Peer, Problem
+from benchmarks.peers.graphs import Graph, GraphPeer, forces_of
+from benchmarks.peers.protocol import Problem
 
 
-class Driver(Peer):
+class Driver(GraphPeer):
     """Energies of the Transformer, forces by their gradient."""
 
     package = "torch"
@@ -25,17 +24,11 @@ class Driver(Peer):
 
     def __init__(self, problem: Problem, *, n_channels: int = 96, n_heads: int = 6, n_layers: int = 4,
                  n_radial: int = 16) -> None:
-        self.cutoff, self.scale = problem.cutoff, problem.scale
+        super().__init__(problem)
         self.module = Transformer(n_elements=len(problem.elements), cutoff=problem.cutoff, n_channels=n_channels,
                                   n_heads=n_heads, n_layers=n_layers, n_radial=n_radial)
         self.species = torch.zeros(max(problem.elements) + 1, dtype=torch.long)
         self.species[list(problem.elements)] = torch.arange(len(problem.elements))
-
-    def prepare(self, frame: Frame) -> Graph:
-        return graph_of(frame, self.cutoff)
-
-    def collate(self, items: Sequence[Graph]) -> Graph:
-        return join(items)
 
     def predict(self, batch: Graph, *, create_graph: bool) -> tuple[torch.Tensor, torch.Tensor]:
         positions = batch.positions.clone().requires_grad_()

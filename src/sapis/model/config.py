@@ -15,8 +15,17 @@ NORM_EPSILON = 1e-6
 
 # Channels of a head: heads are as many as the width asks for, so that what a head sees does not change with it.
 CHANNELS_PER_HEAD = 8
+
+
+def _sizes(n_channels: int) -> dict[str, int]:
+    """What follows from the width."""
+    n_heads = max(1, n_channels // CHANNELS_PER_HEAD)
+    return {"n_channels": n_channels, "n_channels_carried": 2 * n_heads, "n_heads": n_heads,
+            "n_hidden_readout": max(1, n_channels // 2)}
+
+
 # Widths at which the default learning rate was chosen (see `sapis.model.axes.rate_factors`).
-BASE_WIDTHS = {"n_channels": 48, "n_channels_carried": 12, "n_heads": 6, "n_hidden_readout": 24}
+BASE_WIDTHS = _sizes(48)
 
 
 class ModelConfig(Config):
@@ -48,25 +57,18 @@ class ModelConfig(Config):
         if not isinstance(values, dict):
             return values
         given = {key: value for key, value in values.items() if key != "preset"}
-        if "preset" in values:
-            name = str(values["preset"])
-            if name not in PRESETS:
-                raise ValueError(f"a preset among {', '.join(PRESETS)}")
-            given = {**PRESETS[name], **_sizes_of(given), **given}
-        return {**_sizes_of(given), **given}
+        if "preset" not in values:
+            return {**_sizes_of(given), **given}
+        name = str(values["preset"])
+        if name not in PRESETS:
+            raise ValueError(f"a preset among {', '.join(PRESETS)}")
+        return {**PRESETS[name], **_sizes_of(given), **given}
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         if self.n_channels % self.n_heads or self.n_channels_carried % self.n_heads:
             raise ValueError("n_channels and n_channels_carried that are multiples of n_heads")
         return self
-
-
-def _sizes(n_channels: int) -> dict[str, int]:
-    """What follows from the width."""
-    n_heads = max(1, n_channels // CHANNELS_PER_HEAD)
-    return {"n_channels": n_channels, "n_channels_carried": 2 * n_heads, "n_heads": n_heads,
-            "n_hidden_readout": max(1, n_channels // 2)}
 
 
 def _sizes_of(settings: dict[str, Any]) -> dict[str, int]:
@@ -77,7 +79,7 @@ def _sizes_of(settings: dict[str, Any]) -> dict[str, int]:
 # From a model that trains in minutes to one for large data sets and accelerators; figures in docs/howto/choose-a-size.md.
 PRESETS: dict[str, dict[str, int]] = {
     "nano": {**_sizes(16), "l_max": 2, "l_max_carried": 1, "order": 2},
-    "tiny": _sizes(16), "small": _sizes(32), "base": _sizes(48), "large": _sizes(96), "xl": {**_sizes(192), "n_layers": 3},
+    "tiny": _sizes(16), "small": _sizes(32), "base": BASE_WIDTHS, "large": _sizes(96), "xl": {**_sizes(192), "n_layers": 3},
 }
 
 

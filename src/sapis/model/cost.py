@@ -109,18 +109,22 @@ def total(parts: Sequence[Part]) -> Part:
     return sum(parts, Part("total"))
 
 
-def training_flops(transformer: Transformer) -> Callable[[Batch, str], float]:
-    """Contractions of a training step as a function of batch and back-end: what a record gives as ``flops``."""
-    lone, one = (total(cost(transformer, n_atoms=1, n_neighbors=n)).training.products for n in (0, 1))
+def counted_flops(transformer: Transformer, name_of_pass: str = "training") -> Callable[[Batch, str], float]:
+    """Contractions of a training step as a function of batch and back-end: what a record gives as ``flops``.
+
+    Args:
+        name_of_pass: another pass of `Part`: ``forward`` or ``forces``.
+    """
+    lone, one = (getattr(total(cost(transformer, n_atoms=1, n_neighbors=n)), name_of_pass).products for n in (0, 1))
 
     def count(batch: Batch, name: str) -> float:
         n_atoms, n_edges = len(batch.species), int(batch.counts.sum())
         if name == "compiled":
             return n_atoms * lone + n_edges * (one - lone)
         if name == "padded":
-            return torch_flops(transformer, n_atoms=n_atoms, n_edges=batch.senders.numel())["training"]
+            return torch_flops(transformer, n_atoms=n_atoms, n_edges=batch.senders.numel())[name_of_pass]
         n_grouped = sum(group.numel() for group in EdgeList.of(batch).groups)
-        return torch_flops(transformer, n_atoms=n_atoms, n_edges=n_edges, n_grouped=n_grouped)["training"]
+        return torch_flops(transformer, n_atoms=n_atoms, n_edges=n_edges, n_grouped=n_grouped)[name_of_pass]
 
     return count
 

@@ -41,11 +41,15 @@ class RadialBasis(nn.Module):
 
     def forward(self, distances: torch.Tensor) -> torch.Tensor:
         """``(...)`` Å -> ``(..., radial)``."""
-        x = (distances / self.cutoff).clamp(max=1.0)
-        x3 = x * x * x
-        envelope = 1.0 + x3 * x3 * (-28.0 + x * (48.0 - 21.0 * x))
         waves = torch.sin(distances.unsqueeze(-1) * self.frequencies)
-        return waves * (math.sqrt(2 / self.cutoff) * envelope / distances).unsqueeze(-1)
+        return waves * (math.sqrt(2 / self.cutoff) * envelope(distances / self.cutoff) / distances).unsqueeze(-1)
+
+
+def envelope(x: torch.Tensor) -> torch.Tensor:
+    """1 at 0, and 0 from 1 on; there its first two derivatives vanish, too (p = 6)."""
+    x = x.clamp(max=1.0)
+    x3 = x * x * x
+    return 1.0 + x3 * x3 * (-28.0 + x * (48.0 - 21.0 * x))
 
 
 class GroupNorm(nn.Module):

@@ -9,6 +9,7 @@ from ase.data import covalent_radii
 from ase.units import Bohr, Hartree
 
 from sapis.model.edges import EdgeList, Slots
+from sapis.model.layers import envelope
 
 # J. F. Ziegler, J. P. Biersack, U. Littmark, The Stopping and Range of Ions in Solids (1985).
 COEFFICIENTS = (0.18175, 0.50986, 0.28022, 0.02817)
@@ -37,9 +38,7 @@ class Repulsion:
         atoms = self.table.to(vectors)[species]
         (z, radius), (other_z, other_radius) = links.received(atoms).unbind(-1), links.sent(atoms).unbind(-1)
         distances = vectors.square().sum(-1).sqrt()
-        x = (distances / (radius + other_radius).clamp(max=self.cutoff)).clamp(max=1.0)
-        x3 = x * x * x
-        switch = 1.0 + x3 * x3 * (-28.0 + x * (48.0 - 21.0 * x))
+        switch = envelope(distances / (radius + other_radius).clamp(max=self.cutoff))
         scaled = distances * (z**EXPONENT + other_z**EXPONENT) / LENGTH
         screening = sum(c * torch.exp(-d * scaled) for c, d in zip(COEFFICIENTS, DECAYS, strict=True))
         pairs = 0.5 * Hartree * Bohr * z * other_z / distances * screening * switch

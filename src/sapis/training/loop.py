@@ -21,7 +21,7 @@ from sapis.core.seeds import generator
 from sapis.data.batch import Sample, collate, prepare
 from sapis.data.system import System, hash_systems
 from sapis.model.backend import backend_of
-from sapis.model.cost import training_flops
+from sapis.model.cost import counted_flops
 from sapis.model.potential import TransformerPotential
 from sapis.potential.bundle import hash_tensors, read_tensors, write_tensors
 from sapis.training.config import TrainingConfig
@@ -101,7 +101,7 @@ class Training:
             "model": potential.settings(), "weights": hash_tensors(self.parameters), "training": config.model_dump(),
             "train": hash_systems(list(train)), "validation": hash_systems(list(validation)),
         })
-        self.flops_of_batch = training_flops(potential.transformer)
+        self.flops_of_batch = counted_flops(potential.transformer)
         self.board: Any = None
 
     def _prepare(self, system: System) -> Sample:
