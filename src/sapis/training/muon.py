@@ -137,12 +137,26 @@ class _Numbers(_Stack):
 
 
 def nearest_orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """``(n, rows, columns)`` -> the same shape: singular vectors kept, singular values brought near 1."""
+    """``(n, rows, columns)`` -> the same shape: singular vectors kept, singular values brought near 1.
+
+    A round is ``X <- R X`` with ``R = a + b G + c G^2`` and ``G = X X^T``. All R commute with G, so that ``G <- R G R``, and
+    only products of the short side's size are needed until the last.
+    """
     is_tall = matrices.shape[1] > matrices.shape[2]
     values = matrices.mT if is_tall else matrices
     values = values / (values.flatten(1).norm(dim=1)[:, None, None] + EPSILON)
-    a, b, c = COEFFICIENTS
-    for _ in range(ROUNDS):
-        gram = values @ values.mT
-        values = torch.baddbmm(values, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), values, beta=a)
+    gram = values @ values.mT.contiguous()
+    product = factor = _polynomial(gram)
+    for _ in range(ROUNDS - 1):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram)
+        product = factor @ product
+    values = product @ values
     return values.mT if is_tall else values
+
+
+def _polynomial(gram: torch.Tensor) -> torch.Tensor:
+    a, b, c = COEFFICIENTS
+    result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=1, dim2=2).add_(a)
+    return result
