@@ -329,7 +329,7 @@ def test_a_grown_checkpoint_is_taken_up_and_not_written_over(tmp_path: Path) -> 
 
 
 def test_a_budget_of_flops_ends_a_training(tmp_path: Path) -> None:
-    budget = 3e8
+    budget = 2e9
     small, large, _ = trainings(tmp_path, {"n_channels": 64}, epochs=None, flops=budget)
     assert budget / 2 <= small.progress.flops < 1.2 * budget / 2 and small.progress.step > 5
     progress = large.run()

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sapis.training.muon import ADAM_SIZE, Muon, nearest_orthogonal
 
@@ -47,6 +48,15 @@ def test_steps_are_those_of_torch() -> None:
         other.step()
     moved, expected = ours.detach() - before, theirs.detach() - before
     assert float((moved - expected).norm() / expected.norm()) < 0.02
+
+
+def test_its_matrix_products_are_those_that_torch_counts() -> None:
+    parameters = weights((3, 16, 24), (24, 16), (8, 40), (5,))
+    optimizer = Muon(parameters, lr=0.01)
+    give_gradients(parameters, 0)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert optimizer.flops == counter.get_total_flops() > 0
 
 
 def test_stacked_matrices_are_updated_as_if_alone() -> None:

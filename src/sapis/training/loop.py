@@ -26,7 +26,7 @@ from sapis.model.potential import TransformerPotential
 from sapis.potential.bundle import hash_tensors, read_tensors, write_tensors
 from sapis.training.config import TrainingConfig
 from sapis.training.loss import graph_sums, loss
-from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer, weight_groups
+from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer, optimizer_flops, weight_groups
 
 CHECKPOINT = "last.safetensors"
 BEST = "best.safetensors"
@@ -204,7 +204,7 @@ class Training:
         self.mean.update(self.parameters, state.step)
         state.step += 1
         name = backend_of(batch)
-        state.flops += self.flops_of_batch(batch, name)
+        state.flops += self.flops_of_batch(batch, name) + optimizer_flops(self.optimizer)
         state.backends[name] = state.backends.get(name, 0) + 1
         state.train_losses.append(float(value.detach()))
 

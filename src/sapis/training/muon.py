@@ -51,6 +51,11 @@ class Muon(torch.optim.Optimizer):
             stack.update()
         return value
 
+    @property
+    def flops(self) -> int:
+        """Of the matrix products of the last step."""
+        return sum(stack.flops for stack in self._stacks or [])
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimiser's."""
         super().load_state_dict(state_dict)
@@ -75,6 +80,7 @@ class _Stack:
     """Weights updated together. What the optimiser keeps of each weight is a part of what is kept of all, by torch's names."""
 
     names: tuple[str, ...]
+    flops = 0
 
     def __init__(self, parameters: list[torch.nn.Parameter], state: dict[Any, Any], group: dict[str, Any],
                  shape: tuple[int, ...] = ()) -> None:
@@ -108,6 +114,12 @@ class _Matrices(_Stack):
     """All matrices of one shape."""
 
     names = ("momentum_buffer",)
+
+    @property
+    def flops(self) -> int:  # type: ignore[override]
+        """Of the matrix products of a step."""
+        short, long = sorted(self.shape)
+        return sum(self.counts) * (4 * short**2 * long + (8 * ROUNDS - 6) * short**3)
 
     def update(self) -> None:
         """One step."""

@@ -37,6 +37,11 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str,
     return torch.optim.Adam(parameters, lr=config.learning_rate, amsgrad=True, foreach=True)
 
 
+def optimizer_flops(optimizer: torch.optim.Optimizer) -> int:
+    """Of the matrix products of its last step: Adam has none."""
+    return optimizer.flops if isinstance(optimizer, Muon) else 0
+
+
 def learning_rate(config: TrainingConfig, *, step: int, progress: float) -> float:
     """Linear warm-up over steps, then half a cosine over ``progress`` from 0 to 1."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
