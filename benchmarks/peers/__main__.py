@@ -52,7 +52,7 @@ def train(entries: list[Entry], only: set[str], data: str, cpu_seconds: float, s
     _keep(name, rows, inputs | {"seeds": seeds, "threads": 1})
     if rows:
         Console(width=200).print(training_table(rows, f"{data}: {cpu_seconds:g} CPU seconds of training on one core"))
-        draw(rows, FIGURES / f"{name}.png", f"{data}: {cpu_seconds:g} CPU seconds on one core, batch 5, one loop for all")
+        draw(rows, FIGURES / f"{name}.png", f"{data}: {cpu_seconds:g} CPU seconds on one core, one protocol for all")
 
 
 def infer(entries: list[Entry], only: set[str]) -> None:

@@ -65,14 +65,14 @@ def _norm(out: Shape, inputs: Sequence[Shape], constants: Sequence[Any]) -> list
 
 
 def _dense(out: Shape, inputs: Sequence[Shape], constants: Sequence[Any]) -> list[Piece]:
-    flops = 2 * out[0] * out[1] * inputs[0][1]
-    return [Piece("", _sum((flops, (1, 1, 1, 2))), Counts())]
+    size = out[1] * inputs[0][1]
+    return [Piece("", _sum((2 * out[0] * size, (1, 1, 1, 2))), _sum((size, (0, 0, 1, 1))))]
 
 
 def _linear(out: Shape, inputs: Sequence[Shape], constants: Sequence[Any]) -> list[Piece]:
     n_degrees, n_in, n_out = inputs[1]
-    flops = 2 * n_degrees**2 * out[1] * n_in * n_out
-    return [Piece("", _sum((flops, (1, 1, 1, 2))), Counts())]
+    size = n_degrees * n_in * n_out
+    return [Piece("", _sum((2 * n_degrees * out[1] * size, (1, 1, 1, 2))), _sum((size, (0, 0, 1, 1))))]
 
 
 def _weigh(out: Shape, inputs: Sequence[Shape], constants: Sequence[Any]) -> list[Piece]:

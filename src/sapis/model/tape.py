@@ -5,7 +5,7 @@ An operation ``out = f(x)`` is three loops of `sapis.model.compiled`:
 - forward;
 - backward: gradients of ``<d_out, f(x)>`` by x;
 - double backward: with df the change of f along a tangent t of x, df itself and the gradients of ``<d_out, df>`` by x. A last
-  input that is a weight has no tangent.
+  input that is a weight has no tangent; its gradient is added to what is there.
 
 A tape holds the energies' operations. Forces need one backward pass over it. A loss on energies e and on g, the gradient of
 their sum by positions, needs the gradient of ``<c, e> + <t, g>`` by the weights, where c and t are the loss's own gradients; and
@@ -76,48 +76,57 @@ class Tape:
         for operation in reversed(self.operations):
             gradient = self.gradients[operation.out]
             if gradient is not None and operation.is_moved:
-                self._add(self.gradients, operation, self._backward(operation, gradient, with_weight=False))
+                self._add(self.gradients, operation, self._backward(operation, gradient))
         return self._zeros_if_absent(self.gradients[wanted], wanted)
 
     def double_backward(self, out: int, d_out: Array, moved: int, tangent: Array) -> list[Array | None]:
         """Gradients, by every value, of ``<d_out, values[out]>`` plus the product of ``tangent`` with what `backward` gave."""
         tangents: list[Array | None] = [None] * len(self.values)
         tangents[moved] = tangent
-        changes: list[list[Array] | None] = []
+        seconds: list[Array | None] = [None] * len(self.values)
+        seconds[out] = d_out
+        changes: list[list[Array]] = []
         for operation in self.operations:
             gradient = self.gradients[operation.out]
             is_needed = gradient is not None and operation.is_moved
-            changes.append(self._double_backward(operation, gradient, tangents) if is_needed else None)
-        seconds: list[Array | None] = [None] * len(self.values)
-        seconds[out] = d_out
+            changes.append(self._double_backward(operation, gradient, tangents, seconds) if is_needed else [])
         for operation, change in zip(reversed(self.operations), reversed(changes), strict=True):
             gradient = seconds[operation.out]
             if gradient is not None:
-                self._add(seconds, operation, self._backward(operation, gradient, with_weight=True))
-            if change is not None:
-                self._add(seconds, operation, change)
+                self._add(seconds, operation, self._backward(operation, gradient, seconds))
+            self._add(seconds, operation, change)
         return seconds
 
-    def _backward(self, operation: Operation, gradient: Array, *, with_weight: bool) -> list[Array]:
+    def _backward(self, operation: Operation, gradient: Array, sums: list[Array | None] | None = None) -> list[Array]:
+        """By all inputs but a weight, to whose entry of ``sums`` its gradient is added, if there are any."""
         operands = [self.values[number] for number in operation.inputs]
-        is_left_out = operation.has_weight and not with_weight
-        results = [np.zeros_like(operand) for operand in (operands[:-1] if is_left_out else operands)]
-        # The loop takes an array in every place; this one it does not touch.
-        places = [*results, operands[-1]] if is_left_out else results
-        flag = (with_weight,) if operation.has_weight else ()
-        getattr(_loops(), operation.name + "_backward")(*places, gradient, *operands, *operation.constants, *flag)
-        return results
+        places = [np.zeros_like(operand) for operand in (operands[:-1] if operation.has_weight else operands)]
+        # The loop takes an array in every place; if no sums are given it does not touch this one.
+        weight = [] if not operation.has_weight else [operands[-1] if sums is None else self._sum(sums, operation.inputs[-1])]
+        flag = (sums is not None,) if operation.has_weight else ()
+        getattr(_loops(), operation.name + "_backward")(*places, *weight, gradient, *operands, *operation.constants, *flag)
+        return places
 
-    def _double_backward(self, operation: Operation, gradient: Array | None, tangents: list[Array | None]) -> list[Array]:
+    def _double_backward(self, operation: Operation, gradient: Array | None, tangents: list[Array | None],
+                         sums: list[Array | None]) -> list[Array]:
+        """By all inputs but a weight, to whose entry of ``sums`` its gradient is added."""
         operands = [self.values[number] for number in operation.inputs]
         moved = operation.inputs[:-1] if operation.has_weight else operation.inputs
         directions = [self._zeros_if_absent(tangents[number], number) for number in moved]
-        results = [np.zeros_like(operand) for operand in operands]
+        places = [np.zeros_like(self.values[number]) for number in moved]
+        weight = [self._sum(sums, operation.inputs[-1])] if operation.has_weight else []
         change = np.empty_like(self.values[operation.out])
-        getattr(_loops(), operation.name + "_double_backward")(change, *results, gradient, *operands, *directions,
+        getattr(_loops(), operation.name + "_double_backward")(change, *places, *weight, gradient, *operands, *directions,
                                                                *operation.constants)
         tangents[operation.out] = change
-        return results
+        return places
+
+    def _sum(self, sums: list[Array | None], number: int) -> Array:
+        """The entry of ``sums``, from zero on."""
+        total = sums[number]
+        if total is None:
+            total = sums[number] = np.zeros_like(self.values[number])
+        return total
 
     def _zeros_if_absent(self, value: Array | None, number: int) -> Array:
         return np.zeros_like(self.values[number]) if value is None else value

@@ -44,8 +44,9 @@ def jit(function):
         config.CACHE_DIR = kept
 
 
-# Numbers that the rows of a group may take: they, the weights and some scratch fit the second-level cache of a core.
-GROUP_SIZE = 98_304
+# Numbers that the rows of a group may take. Few enough for the third-level cache; larger groups mean fewer additions to the
+# gradient of the weights, which take as long as its making.
+GROUP_SIZE = 786_432
 
 
 @jit

@@ -39,8 +39,8 @@ def _linear_weight(d_weight, features, d_out):
     flat, target = features.reshape(-1), d_out.reshape(-1)
     for l in range(n_degrees):
         first, last = l * l * atoms, (l + 1) ** 2 * atoms
-        np.dot(flat[first * n_in : last * n_in].reshape(last - first, n_in).T,
-               target[first * n_out : last * n_out].reshape(last - first, n_out), d_weight[l])
+        d_weight[l] += np.dot(flat[first * n_in : last * n_in].reshape(last - first, n_in).T,
+                              target[first * n_out : last * n_out].reshape(last - first, n_out))
 
 
 @jit

@@ -78,14 +78,14 @@ def dense_backward(d_values, d_weight, d_out, values, weight, is_weight_wanted):
     """Gradients of `dense`."""
     np.dot(d_out, weight, d_values)
     if is_weight_wanted:
-        np.dot(d_out.T, values, d_weight)
+        d_weight += np.dot(d_out.T, values)
 
 
 @jit
 def dense_double_backward(d_d_out, d_values, d_weight, d_out, values, weight, t_values):
     """`dense` is linear in the values."""
     np.dot(t_values, weight.T, d_d_out)
-    np.dot(d_out.T, t_values, d_weight)
+    d_weight += np.dot(d_out.T, t_values)
 
 
 @jit
