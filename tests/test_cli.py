@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from command import PROGRAM, sapis
+from sapis.api import load
 from sapis.data.formats import LabelKeys, read_systems
 from sapis.pipeline.recipe import Recipe, example_recipe, read_recipe
 
@@ -160,6 +161,25 @@ def test_training_again_recomputes_nothing(trained_folder: Path) -> None:
                    "--config", trained_folder / "settings.yaml", "--n-validation", "10")
     assert ending.code == 0 and ending.text.count("done before") == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_training_goes_on_from_a_model(folder: Path) -> None:
+    start = load(folder / "model.sapis")
+    ending = sapis("train", folder / "data.extxyz", "--output", folder / "on", "--n-validation", "10", "--epochs", "2", "--start",
+                   folder / "model.sapis")
+    assert ending.code == 0, ending.text
+    model = load(folder / "on" / "model.sapis")
+    assert model.potential.settings() == start.potential.settings()
+    assert model.card["started_from"]["card"] == start.card
+    assert model.card["level_of_theory"] == start.card["level_of_theory"] == "of the tests"
+    first, last = (card["training"]["best_validation_loss"] for card in (start.card, model.card))
+    assert last < first, "it did not begin anew"
+    grown = sapis("grow", folder / "model.sapis", folder / "large.sapis", "--n-radial", "6")
+    assert grown.code == 0, grown.text
+    again = sapis("train", folder / "data.extxyz", "--output", folder / "more", "--n-validation", "10", "--epochs", "2",
+                  "--start", folder / "large.sapis")
+    assert again.code == 0, again.text
+    assert load(folder / "more" / "model.sapis").card["training"]["best_validation_loss"] < first
 
 
 def test_same_training_same_model(trained_folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from sapis.pipeline.recipe import Recipe
 from sapis.pipeline.workspace import Workspace
 from sapis.report.page import write_report
 from sapis.report.story import Report
+from sapis.training.fit import new_potential
 
 N_SHOWN_STRUCTURES = 12
 N_CHECKED_STRUCTURES = 2
@@ -85,15 +86,17 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
         lambda: steps.data(recipe, work.path("labels.extxyz"), work.folder),
     )
     training = recipe.training.model_copy(update={"cpu_seconds": recipe.budget.cpu_seconds, "seed": recipe.seed})
-    trained = work.step(
-        "train", settings("model", "seed") | split.result["files"] | {"training": training.model_dump()},
-        ["training/model.sapis"],
-        lambda: steps.train(
-            steps.read_parts(work.folder), {int(z): value for z, value in labelled.result["isolated"].items()},
-            recipe.model, training, work.path("training"), work.path("training/model.sapis"),
-            {"level_of_theory": labelled.result["method"], "system": recipe.system.model_dump(mode="json", exclude={"file"})},
-        ),
-    )
+    isolated = {int(z): value for z, value in labelled.result["isolated"].items()}
+
+    def train() -> dict[str, Any]:
+        parts = steps.read_parts(work.folder)
+        begun = new_potential(parts["train"], isolated, recipe.model, precision=training.precision, seed=training.seed)
+        card = {"level_of_theory": labelled.result["method"],
+                "system": recipe.system.model_dump(mode="json", exclude={"file"})}
+        return steps.train(parts, begun, training, work.path("training"), work.path("training/model.sapis"), card)
+
+    trained = work.step("train", settings("model", "seed") | split.result["files"] | {"training": training.model_dump()},
+                        ["training/model.sapis"], train)
     model = work.path("training/model.sapis")
     parts = steps.read_parts(work.folder)
     uses_model = {"version": __version__} | trained.result["files"]

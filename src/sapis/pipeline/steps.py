@@ -14,6 +14,7 @@ from sapis.core.files import hash_json
 from sapis.core.seeds import derive_seed
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
+from sapis.data.reference import ReferenceEnergies
 from sapis.data.splits import holdout_temperature, split_in_time
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
@@ -21,7 +22,6 @@ from sapis.labelers.build import build_labeler
 from sapis.labelers.cache import LabelCache
 from sapis.labelers.calculators import isolated_atom_energies
 from sapis.labelers.farm import apply_labels, label_all
-from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.recipe import DynamicsConfig, Recipe
 from sapis.potential.bundle import hash_tensors
@@ -31,7 +31,7 @@ from sapis.simulate.structures import load_structure
 from sapis.testing import tolerances
 from sapis.testing.laws import Check, check_potential
 from sapis.training.config import TrainingConfig
-from sapis.training.fit import by_symbol, new_potential
+from sapis.training.fit import by_symbol
 from sapis.training.loop import Training
 
 PARTS = ("train", "validation", "test", "hot")
@@ -110,10 +110,10 @@ def data(recipe: Recipe, source: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def train(parts: dict[str, list[System]], isolated: dict[int, float], model: ModelConfig, training: TrainingConfig,
+def train(parts: dict[str, list[System]], begun: tuple[TransformerPotential, ReferenceEnergies], training: TrainingConfig,
           folder: Path, target: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """Train a new potential on ``parts`` and write it as a bundle with ``card``."""
-    potential, references = new_potential(parts["train"], isolated, model, precision=training.precision, seed=training.seed)
+    """Train a potential on ``parts`` and write it as a bundle with ``card``; ``begun`` is from `sapis.training.fit`."""
+    potential, references = begun
     run = Training(potential, parts["train"], parts["validation"], training, folder)
     progress = run.run()
     weights_hash = hash_tensors(dict(potential.state_dict()), hash_json(potential.settings()))
@@ -121,7 +121,7 @@ def train(parts: dict[str, list[System]], isolated: dict[int, float], model: Mod
     result = {
         "n_parameters": potential.n_parameters, "n_steps": progress.step, "n_epochs": progress.step / run.n_batches,
         "flops": progress.flops, "backend": ", ".join(progress.backends), "history": progress.history,
-        "config": training.model_dump(), "model": model.model_dump(),
+        "config": training.model_dump(), "model": potential.config.model_dump(),
         "model_hash": weights_hash, "best_validation_loss": progress.best_score,
         "reference_energies": by_symbol({z: references.values[z] for z in used if z in references.values}),
         "reference_source": ", ".join(sorted({references.source[z] for z in used if z in references.source})),

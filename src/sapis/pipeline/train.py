@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from sapis.api import load
+from sapis.api import Model, load
 from sapis.core.config import Config
 from sapis.core.errors import ConfigError, DataError
+from sapis.core.files import hash_file
 from sapis.core.memory import keep_freed_memory
 from sapis.core.version import __version__
 from sapis.data.formats import LabelKeys, read_systems
@@ -24,6 +25,7 @@ from sapis.model.config import ModelConfig
 from sapis.pipeline import steps
 from sapis.pipeline.workspace import Workspace
 from sapis.training.config import TrainingConfig
+from sapis.training.fit import known_potential, new_potential
 
 
 class TrainRequest(Config):
@@ -49,13 +51,15 @@ class TrainOutcome:
 
 def train_files(
     data: Path, output: Path, request: TrainRequest, *, validation: Path | None = None, n_validation: int = 50,
-    tests: Sequence[Path] = (), isolated: Path | None = None, keys: LabelKeys | None = None, waived: Sequence[str] = (),
+    tests: Sequence[Path] = (), isolated: Path | None = None, start: Path | None = None, keys: LabelKeys | None = None,
+    waived: Sequence[str] = (),
 ) -> TrainOutcome:
     """Train on the frames of ``data``, evaluate on ``tests``, check the physics; everything lands in ``output``.
 
     Args:
         validation: frames to validate on; without it ``n_validation`` random frames of ``data`` (by the seed).
         isolated: file of one-atom frames for the reference energies; without it least squares.
+        start: a model to go on from, of the same level of theory: its weights, sizes and reference energies.
         waived: names of lint rules whose errors are accepted.
 
     Raises:
@@ -63,8 +67,9 @@ def train_files(
     """
     keep_freed_memory()
     torch.set_num_threads(request.training.threads)
-    weights = request.training
-    needed = [name for name, weight in (("energy", weights.energy_weight), ("forces", weights.force_weight)) if weight]
+    previous = _previous(start, request, isolated) if start else None
+    settings = request.training
+    needed = [name for name, weight in (("energy", settings.energy_weight), ("forces", settings.force_weight)) if weight]
     train = read_systems(data, keys=keys, require=needed)
     if validation is not None:
         held = read_systems(validation, keys=keys, require=needed)
@@ -79,19 +84,26 @@ def train_files(
     _require_comparable(train, {"validation": held, **test_sets})
     findings = lint(train, needs=needed) + lint_splits(train, held, everything)
     raise_on_errors(findings, waived=waived)
+    begun = known_potential(previous.potential, train, precision=settings.precision) if previous else None
     energy_key = LabelKeys(energy=keys.energy if keys else None)
     atoms = reference_energies_from_isolated(read_systems(isolated, keys=energy_key)) if isolated else {}
 
     work = Workspace(output, ["training", "model.sapis"])
     parts = {"train": train, "validation": held}
     hashes = {name: hash_systems(part) for name, part in (parts | test_sets).items()}
+    origin = {"started_from": {"file_hash": hash_file(start), "card": previous.card}} if start and previous else {}
+    level = previous.card.get("level_of_theory", "not given") if previous else request.level_of_theory
+
+    def run_training() -> dict[str, Any]:
+        new = begun or new_potential(train, atoms, request.model, precision=settings.precision, seed=settings.seed)
+        return steps.train(parts, new, settings, work.path("training"), work.path("training/model.sapis"),
+                           {"level_of_theory": level} | origin)
+
     with work.locked():
         trained = work.step(
             "train", {"version": __version__, "request": request.model_dump(), "isolated": {str(z): e for z, e in atoms.items()},
-                      "train": hashes["train"], "validation": hashes["validation"]}, ["training/model.sapis"],
-            lambda: steps.train(parts, atoms, request.model, request.training, work.path("training"),
-                                work.path("training/model.sapis"), {"level_of_theory": request.level_of_theory}),
-        )
+                      "train": hashes["train"], "validation": hashes["validation"]} | origin, ["training/model.sapis"],
+            run_training)
         model = work.path("training/model.sapis")
         uses_model = {"version": __version__} | trained.result["files"]
         test = work.step("test", uses_model | hashes, [], lambda: {"sets": _errors(model, {"validation": held} | test_sets)})
@@ -104,6 +116,20 @@ def train_files(
     used = {name: {"n": len(part), "hash": hashes[name]} for name, part in (parts | test_sets).items()}
     return TrainOutcome(work.path("model.sapis"), final.result["model_hash"], card["test"], checked.result["all_passed"],
                         trained.result, trained.cost, used)
+
+
+def _previous(start: Path, request: TrainRequest, isolated: Path | None) -> Model:
+    """The model to go on from, which settles what else could be asked for."""
+    for name, is_given in (("model settings", "model" in request.model_fields_set), ("--isolated", isolated is not None)):
+        if is_given:
+            raise ConfigError(expected=f"no {name} with --start: they are those of the model it names", received=name,
+                              where=f"--start {start}", todo="leave one of the two out; `sapis grow` makes a model larger")
+    model = load(start)
+    if request.level_of_theory not in ("not given", model.card.get("level_of_theory")):
+        raise ConfigError(expected=f"the level of theory of the model: {model.card.get('level_of_theory')}",
+                          received=request.level_of_theory, where=f"--start {start}",
+                          todo="train a model of its own for another one: energies of two levels differ by reference energies")
+    return model
 
 
 def _require_comparable(train: Sequence[System], parts: Mapping[str, Sequence[System]]) -> None:

@@ -45,6 +45,25 @@ def new_potential(train: Sequence[System], isolated: Mapping[int, float], config
     return potential, references
 
 
+def known_potential(potential: TransformerPotential, train: Sequence[System], *, precision: str,
+                    ) -> tuple[TransformerPotential, ReferenceEnergies]:
+    """A copy of ``potential`` that goes on training, with its own reference energies, sizes and scales.
+
+    Raises:
+        TrainingError: elements that it does not know.
+    """
+    unknown = {int(number) for system in train for number in system.numbers} - set(potential.elements)
+    if unknown:
+        raise TrainingError(
+            expected=f"elements of the model to start from: {', '.join(chemical_symbols[z] for z in potential.elements)}",
+            received=", ".join(chemical_symbols[z] for z in sorted(unknown)), where="training set",
+            todo="add them to the model first: `sapis grow MODEL LARGER --element SYMBOL=ENERGY`",
+        )
+    energies = dict(zip(potential.elements, potential.reference_energies, strict=True))
+    return (potential.with_precision(precision).requires_grad_().train(),
+            ReferenceEnergies(energies, dict.fromkeys(energies, "the model it started from")))
+
+
 def _force_scale(train: Sequence[System]) -> float:
     """Root mean square force component, eV/Å; 1 where there are no forces (or all are zero)."""
     components = [system.forces.ravel() for system in train if system.forces is not None]
