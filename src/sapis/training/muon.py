@@ -4,13 +4,13 @@ K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (202
 arXiv 2502.16982, so that it is that of Adam at the same learning rate. Weights that are no matrices get Adam.
 
 `torch.optim.Muon` takes one two-dimensional weight at a time; here the last two axes of a weight are a matrix, axes before them
-count matrices, and all matrices of one shape are updated together.
+count matrices, and all matrices of one short side are updated together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95,
                  ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
-        self._stacks: list[_Matrices | _Numbers] | None = None
+        self._stacks: tuple[list[_Numbers], list[list[_Matrices]]] | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -47,22 +47,28 @@ class Muon(torch.optim.Optimizer):
         value = closure() if closure is not None else None
         if self._stacks is None:
             self._stacks = self._stacked()
-        for stack in self._stacks:
-            stack.update()
+        for numbers in self._stacks[0]:
+            numbers.update()
+        for matrices in self._stacks[1]:
+            directions = nearest_orthogonal([stack.direction() for stack in matrices])
+            for stack, direction in zip(matrices, directions, strict=True):
+                stack.update(direction)
         return value
 
     @property
     def flops(self) -> int:
         """Of the matrix products of the last step."""
-        return sum(stack.flops for stack in self._stacks or [])
+        return sum(stack.flops for matrices in (self._stacks or ([], []))[1] for stack in matrices)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimiser's."""
         super().load_state_dict(state_dict)
         self._stacks = None
 
-    def _stacked(self) -> list[_Matrices | _Numbers]:
-        stacks: list[_Matrices | _Numbers] = []
+    def _stacked(self) -> tuple[list[_Numbers], list[list[_Matrices]]]:
+        """Numbers, and matrices by their short side."""
+        numbers: list[_Numbers] = []
+        matrices: dict[int, list[_Matrices]] = {}
         for group in self.param_groups:
             together: dict[tuple[Any, ...], list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -71,16 +77,18 @@ class Muon(torch.optim.Optimizer):
                     # Weights that came later, by growth, have made fewer steps.
                     n_steps = float(self.state[parameter].get("step", 0))
                     together.setdefault((tuple(parameter.shape[-2:]) if is_matrix else (), n_steps), []).append(parameter)
-            stacks += [_Matrices(parameters, self.state, group, shape) if shape else _Numbers(parameters, self.state, group)
-                       for (shape, _), parameters in together.items()]
-        return stacks
+            for (shape, _), parameters in together.items():
+                if shape:
+                    matrices.setdefault(min(shape), []).append(_Matrices(parameters, self.state, group, shape))
+                else:
+                    numbers.append(_Numbers(parameters, self.state, group))
+        return numbers, list(matrices.values())
 
 
 class _Stack:
     """Weights updated together. What the optimiser keeps of each weight is a part of what is kept of all, by torch's names."""
 
     names: tuple[str, ...]
-    flops = 0
 
     def __init__(self, parameters: list[torch.nn.Parameter], state: dict[Any, Any], group: dict[str, Any],
                  shape: tuple[int, ...] = ()) -> None:
@@ -116,17 +124,20 @@ class _Matrices(_Stack):
     names = ("momentum_buffer",)
 
     @property
-    def flops(self) -> int:  # type: ignore[override]
+    def flops(self) -> int:
         """Of the matrix products of a step."""
         short, long = sorted(self.shape)
         return sum(self.counts) * (4 * short**2 * long + (8 * ROUNDS - 6) * short**3)
 
-    def update(self) -> None:
-        """One step."""
+    def direction(self) -> torch.Tensor:
+        """Of the mean of the gradients, with Nesterov's look ahead."""
         gradients, momentum = self.gradients(), self.kept["momentum_buffer"]
-        self.steps += 1
         momentum.lerp_(gradients, 1 - self.group["momentum"])
-        direction = nearest_orthogonal(gradients.lerp_(momentum, self.group["momentum"]))
+        return gradients.lerp_(momentum, self.group["momentum"])
+
+    def update(self, direction: torch.Tensor) -> None:
+        """One step along orthogonal matrices."""
+        self.steps += 1
         # An orthogonal step of entries of one size grows with the root of the width, a step of Adam with the width.
         rate = self.group["lr"] / math.sqrt(self.group.get("rate_factor", 1.0))
         self.move(direction, -rate * ADAM_SIZE * math.sqrt(max(self.shape)))
@@ -148,23 +159,23 @@ class _Numbers(_Stack):
         self.move(mean / (largest / corrections[1]).sqrt_().add_(EPSILON), -self.group["lr"] / corrections[0])
 
 
-def nearest_orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """``(n, rows, columns)`` -> the same shape: singular vectors kept, singular values brought near 1.
+def nearest_orthogonal(stacks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Stacks ``(n, rows, columns)`` of one short side -> the same shapes: singular vectors kept, singular values brought near 1.
 
     A round is ``X <- R X`` with ``R = a + b G + c G^2`` and ``G = X X^T``. All R commute with G, so that ``G <- R G R``, and
     only products of the short side's size are needed until the last.
     """
-    is_tall = matrices.shape[1] > matrices.shape[2]
-    values = matrices.mT if is_tall else matrices
-    values = values / (values.flatten(1).norm(dim=1)[:, None, None] + EPSILON)
-    gram = values @ values.mT.contiguous()
+    wide = [stack.mT if stack.shape[1] > stack.shape[2] else stack for stack in stacks]
+    wide = [stack / (stack.flatten(1).norm(dim=1)[:, None, None] + EPSILON) for stack in wide]
+    gram = torch.cat([stack @ stack.mT.contiguous() for stack in wide])
     product = factor = _polynomial(gram)
     for _ in range(ROUNDS - 1):
         gram = factor @ gram @ factor
         factor = _polynomial(gram)
         product = factor @ product
-    values = product @ values
-    return values.mT if is_tall else values
+    parts = product.split([len(stack) for stack in stacks])
+    found = [part @ stack for part, stack in zip(parts, wide, strict=True)]
+    return [item if item.shape == stack.shape else item.mT for item, stack in zip(found, stacks, strict=True)]
 
 
 def _polynomial(gram: torch.Tensor) -> torch.Tensor:
