@@ -58,7 +58,7 @@ def train(entries: list[Entry], only: set[str], data: str, cpu_seconds: float, s
 def infer(entries: list[Entry], only: set[str]) -> None:
     """Time and memory of every entry of ``only`` on every structure; table and record of all that are done."""
     rows = []
-    timed = [entry for entry in entries if not entry.name.endswith("-own")]  # the same network as without
+    timed = [entry for entry in entries if "-" not in entry.name]  # NAME-RECIPE is the same network
     for case, (source, repeats) in TIMED.items():
         frames = read_systems(DATA / source)[:1]
         atoms = frames[0].without_labels().to_atoms().repeat(repeats)

@@ -18,20 +18,20 @@ MIN_GAP = 0.045  # between the names at the ends of the curves, as a fraction of
 
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Validation force error of each peer while it trains, log-log; one line for each seed, dashed for a peer's own recipe."""
+    """Validation force error of each peer while it trains, log-log; one line for each seed, dashed for another recipe."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), sharey=True, layout="constrained")
     groups = by_peer(rows)
-    families = list(dict.fromkeys(name.removesuffix("-own") for name in groups))
+    families = list(dict.fromkeys(name.split("-")[0] for name in groups))
     colours = {family: "black" if family == "sapis" else plt.get_cmap("tab10")(k % 10) for k, family in enumerate(families)}
     for axis, key, label in zip(axes, ("cpu_seconds", "flops"), ("CPU seconds of training", "FLOP of training (matrix products)"),
                                 strict=True):
         ends = []
         for name, group in groups.items():
-            is_ours, colour = name == "sapis", colours[name.removesuffix("-own")]
+            is_ours, colour = name == "sapis", colours[name.split("-")[0]]
             for row in group:
                 x, y = ([point[name_] for point in row["history"]] for name_ in (key, "validation_force_rmse_meV_A"))
                 axis.plot(x, y, color=colour, linewidth=2.2 if is_ours else 1.3,
-                          linestyle="--" if name.endswith("-own") else "-", marker="o", markersize=2.5,
+                          linestyle="--" if "-" in name else "-", marker="o", markersize=2.5,
                           zorder=3 if is_ours else 2)
             ends.append((name, x[-1], y[-1], colour))
         axis.set(xscale="log", yscale="log", xlabel=label)
