@@ -5,7 +5,7 @@ from __future__ import annotations
 # mypy: ignore-errors
 import numpy as np
 
-from sapis.model.compiled.mixing import jit
+from sapis.model.compiled.mixing import jit, new
 
 
 @jit
@@ -260,122 +260,136 @@ def radial_double_backward(d_d_out, d_vectors, d_out, vectors, t_vectors, freque
 
 
 # Harmonics are a chain of products with degree 1: entries (outcome, factor, component of degree 1, coefficient), see `Harmonics`.
+# Those of an atom's neighbours are worked out together as rows ``(lm, slots)``, so that the inner loops are vectors.
 @jit
-def _raise(values, firsts, outcomes, factors, components, coefficients):
-    for entry in range(len(coefficients)):
-        values[outcomes[entry]] += coefficients[entry] * values[factors[entry]] * firsts[components[entry]]
+def _directions(unit, distances, vectors, n):
+    for slot in range(n):
+        x, y, z = vectors[slot, 0], vectors[slot, 1], vectors[slot, 2]
+        distance = np.sqrt(x * x + y * y + z * z)
+        distances[slot] = distance
+        unit[0, slot], unit[1, slot], unit[2, slot] = x / distance, y / distance, z / distance
 
 
 @jit
-def _start(values, unit):
-    """Degrees 0 and 1, in the order y, z, x."""
+def _harmonics(values, unit, n, outcomes, factors, components, coefficients):
+    """Degrees 0 and 1, in the order y, z, x, and from them the others."""
     values[:] = 0
-    values[0] = 1
-    if len(values) > 1:
-        root = np.sqrt(values[0] * 3)
-        values[1], values[2], values[3] = root * unit[1], root * unit[2], root * unit[0]
+    values[0, :n] = 1
+    if len(values) == 1:
+        return
+    root = _root(values)
+    for slot in range(n):
+        values[1, slot], values[2, slot], values[3, slot] = root * unit[1, slot], root * unit[2, slot], root * unit[0, slot]
+    for entry in range(len(coefficients)):
+        outcome, factor, component, coefficient = outcomes[entry], factors[entry], 1 + components[entry], coefficients[entry]
+        for slot in range(n):
+            values[outcome, slot] += coefficient * values[factor, slot] * values[component, slot]
+
+
+@jit
+def _root(values):
+    """The square root of 3, in the precision of ``values``."""
+    return np.sqrt(values.dtype.type(3))
 
 
 @jit
 def harmonics(out, vectors, counts, outcomes, factors, components, coefficients):
     """Real harmonics of the directions; zero in unused slots."""
     out[:] = 0
-    unit = np.empty(3, vectors.dtype)
+    slots, kind = vectors.shape[1], vectors.dtype
+    unit, distances, values = new(3, slots, kind), np.empty(slots, kind), new(out.shape[2], slots, kind)
     for atom in range(vectors.shape[0]):
-        for slot in range(counts[atom]):
-            x, y, z = vectors[atom, slot]
-            distance = np.sqrt(x * x + y * y + z * z)
-            unit[0], unit[1], unit[2] = x / distance, y / distance, z / distance
-            values = out[atom, slot]
-            _start(values, unit)
-            _raise(values, values[1:4], outcomes, factors, components, coefficients)
-
-
-@jit
-def _lower(d_values, values, outcomes, factors, components, coefficients):
-    """Takes the gradient of `_raise` down to degree 1."""
-    for entry in range(len(coefficients) - 1, -1, -1):
-        change = coefficients[entry] * d_values[outcomes[entry]]
-        d_values[factors[entry]] += change * values[1 + components[entry]]
-        d_values[1 + components[entry]] += change * values[factors[entry]]
+        n = counts[atom]
+        _directions(unit, distances, vectors[atom], n)
+        _harmonics(values, unit, n, outcomes, factors, components, coefficients)
+        for row in range(len(values)):
+            for slot in range(n):
+                out[atom, slot, row] = values[row, slot]
 
 
 @jit
 def harmonics_backward(d_vectors, d_out, vectors, counts, outcomes, factors, components, coefficients):
     """Gradient of `harmonics`."""
-    n_lm = d_out.shape[2]
+    n_lm, slots, kind = d_out.shape[2], vectors.shape[1], vectors.dtype
     if n_lm == 1:
         return
-    unit, values, d_values, d_unit = (np.empty(3, vectors.dtype), np.empty(n_lm, vectors.dtype), np.empty(n_lm, vectors.dtype),
-                                      np.empty(3, vectors.dtype))
+    unit, distances = new(3, slots, kind), np.empty(slots, kind)
+    values, d_values = new(n_lm, slots, kind), new(n_lm, slots, kind)
+    root = _root(values)
     for atom in range(vectors.shape[0]):
-        for slot in range(counts[atom]):
-            x, y, z = vectors[atom, slot]
-            distance = np.sqrt(x * x + y * y + z * z)
-            unit[0], unit[1], unit[2] = x / distance, y / distance, z / distance
-            _start(values, unit)
-            _raise(values, values[1:4], outcomes, factors, components, coefficients)
-            for row in range(n_lm):
-                d_values[row] = d_out[atom, slot, row]
-            _lower(d_values, values, outcomes, factors, components, coefficients)
-            root = np.sqrt(values[0] * 3)
-            d_unit[0], d_unit[1], d_unit[2] = root * d_values[3], root * d_values[1], root * d_values[2]
-            along = d_unit[0] * unit[0] + d_unit[1] * unit[1] + d_unit[2] * unit[2]
-            for axis in range(3):
-                d_vectors[atom, slot, axis] = (d_unit[axis] - unit[axis] * along) / distance
+        n = counts[atom]
+        _directions(unit, distances, vectors[atom], n)
+        _harmonics(values, unit, n, outcomes, factors, components, coefficients)
+        for row in range(n_lm):
+            for slot in range(n):
+                d_values[row, slot] = d_out[atom, slot, row]
+        for entry in range(len(coefficients) - 1, -1, -1):
+            outcome, factor, component, coefficient = outcomes[entry], factors[entry], 1 + components[entry], coefficients[entry]
+            for slot in range(n):
+                change = coefficient * d_values[outcome, slot]
+                d_values[factor, slot] += change * values[component, slot]
+                d_values[component, slot] += change * values[factor, slot]
+        for slot in range(n):
+            dx, dy, dz = root * d_values[3, slot], root * d_values[1, slot], root * d_values[2, slot]
+            x, y, z, distance = unit[0, slot], unit[1, slot], unit[2, slot], distances[slot]
+            along = dx * x + dy * y + dz * z
+            d_vectors[atom, slot, 0] = (dx - x * along) / distance
+            d_vectors[atom, slot, 1] = (dy - y * along) / distance
+            d_vectors[atom, slot, 2] = (dz - z * along) / distance
 
 
 @jit
 def harmonics_double_backward(d_d_out, d_vectors, d_out, vectors, t_vectors, counts, outcomes, factors, components, coefficients):
     """See the head of `sapis.model.tape`."""
     d_d_out[:] = 0
-    n_lm = d_out.shape[2]
+    n_lm, slots, kind = d_out.shape[2], vectors.shape[1], vectors.dtype
     if n_lm == 1:
         return
-    kind = vectors.dtype
-    unit, t_unit, d_unit, d_t_unit = np.empty(3, kind), np.empty(3, kind), np.empty(3, kind), np.empty(3, kind)
-    values, t_values = np.empty(n_lm, kind), np.empty(n_lm, kind)
-    d_values, d_t_values = np.empty(n_lm, kind), np.empty(n_lm, kind)
+    unit, t_unit, distances, along = new(3, slots, kind), new(3, slots, kind), np.empty(slots, kind), np.empty(slots, kind)
+    values, t_values, d_values, d_t_values = (new(n_lm, slots, kind), new(n_lm, slots, kind),
+                                              new(n_lm, slots, kind), new(n_lm, slots, kind))
+    root = _root(values)
     for atom in range(vectors.shape[0]):
-        for slot in range(counts[atom]):
-            x, y, z = vectors[atom, slot]
-            distance = np.sqrt(x * x + y * y + z * z)
-            along = x * 0
+        n = counts[atom]
+        _directions(unit, distances, vectors[atom], n)
+        for slot in range(n):
+            along[slot] = (unit[0, slot] * t_vectors[atom, slot, 0] + unit[1, slot] * t_vectors[atom, slot, 1]
+                           + unit[2, slot] * t_vectors[atom, slot, 2])
             for axis in range(3):
-                unit[axis] = vectors[atom, slot, axis] / distance
-                along += unit[axis] * t_vectors[atom, slot, axis]
+                t_unit[axis, slot] = (t_vectors[atom, slot, axis] - unit[axis, slot] * along[slot]) / distances[slot]
+        _harmonics(values, unit, n, outcomes, factors, components, coefficients)
+        t_values[:] = 0
+        for slot in range(n):
+            t_values[1, slot], t_values[2, slot], t_values[3, slot] = (root * t_unit[1, slot], root * t_unit[2, slot],
+                                                                       root * t_unit[0, slot])
+        for entry in range(len(coefficients)):
+            outcome, factor, component, coefficient = outcomes[entry], factors[entry], 1 + components[entry], coefficients[entry]
+            for slot in range(n):
+                t_values[outcome, slot] += coefficient * (t_values[factor, slot] * values[component, slot]
+                                                          + values[factor, slot] * t_values[component, slot])
+        for row in range(n_lm):
+            for slot in range(n):
+                d_d_out[atom, slot, row] = t_values[row, slot]
+                d_t_values[row, slot] = d_out[atom, slot, row]
+                d_values[row, slot] = 0
+        for entry in range(len(coefficients) - 1, -1, -1):
+            outcome, factor, component, coefficient = outcomes[entry], factors[entry], 1 + components[entry], coefficients[entry]
+            for slot in range(n):
+                change, t_change = coefficient * d_values[outcome, slot], coefficient * d_t_values[outcome, slot]
+                d_values[factor, slot] += change * values[component, slot] + t_change * t_values[component, slot]
+                d_values[component, slot] += change * values[factor, slot] + t_change * t_values[factor, slot]
+                d_t_values[factor, slot] += t_change * values[component, slot]
+                d_t_values[component, slot] += t_change * values[factor, slot]
+        # The tangent of a unit vector is t_unit = (t - u (u . t)) / r.
+        for slot in range(n):
+            distance, u_d, u_dt, dt_t = distances[slot], root * 0, root * 0, root * 0
             for axis in range(3):
-                t_unit[axis] = (t_vectors[atom, slot, axis] - unit[axis] * along) / distance
-            _start(values, unit)
-            _raise(values, values[1:4], outcomes, factors, components, coefficients)
-            root = np.sqrt(values[0] * 3)
-            t_values[:] = 0
-            t_values[1], t_values[2], t_values[3] = root * t_unit[1], root * t_unit[2], root * t_unit[0]
-            for entry in range(len(coefficients)):
-                factor, component = factors[entry], 1 + components[entry]
-                t_values[outcomes[entry]] += coefficients[entry] * (t_values[factor] * values[component]
-                                                                    + values[factor] * t_values[component])
-            for row in range(n_lm):
-                d_d_out[atom, slot, row] = t_values[row]
-                d_t_values[row] = d_out[atom, slot, row]
-                d_values[row] = 0
-            for entry in range(len(coefficients) - 1, -1, -1):
-                factor, component, coefficient = factors[entry], 1 + components[entry], coefficients[entry]
-                change, t_change = coefficient * d_values[outcomes[entry]], coefficient * d_t_values[outcomes[entry]]
-                d_values[factor] += change * values[component] + t_change * t_values[component]
-                d_values[component] += change * values[factor] + t_change * t_values[factor]
-                d_t_values[factor] += t_change * values[component]
-                d_t_values[component] += t_change * values[factor]
-            d_unit[0], d_unit[1], d_unit[2] = root * d_values[3], root * d_values[1], root * d_values[2]
-            d_t_unit[0], d_t_unit[1], d_t_unit[2] = root * d_t_values[3], root * d_t_values[1], root * d_t_values[2]
-            # The tangent of a unit vector is t_unit = (t - u (u . t)) / r.
-            u_d, u_dt, dt_t = x * 0, x * 0, x * 0
+                row = 1 + (axis + 2) % 3  # of x, y, z among y, z, x
+                u_d += unit[axis, slot] * root * d_values[row, slot]
+                u_dt += unit[axis, slot] * root * d_t_values[row, slot]
+                dt_t += root * d_t_values[row, slot] * t_unit[axis, slot]
             for axis in range(3):
-                u_d += unit[axis] * d_unit[axis]
-                u_dt += unit[axis] * d_t_unit[axis]
-                dt_t += d_t_unit[axis] * t_unit[axis]
-            for axis in range(3):
-                across = d_t_unit[axis] - unit[axis] * u_dt
-                d_vectors[atom, slot, axis] = ((d_unit[axis] - unit[axis] * u_d) / distance
-                                               - (across * along + t_unit[axis] * distance * u_dt) / (distance * distance)
-                                               - unit[axis] * dt_t / distance)
+                row = 1 + (axis + 2) % 3
+                across = root * d_t_values[row, slot] - unit[axis, slot] * u_dt
+                straight = root * d_values[row, slot] - unit[axis, slot] * (u_d + dt_t) - t_unit[axis, slot] * u_dt
+                d_vectors[atom, slot, axis] = straight / distance - across * along[slot] / (distance * distance)
