@@ -123,9 +123,7 @@ class Tape:
 
     def _sum(self, sums: list[Array | None], number: int) -> Array:
         """The entry of ``sums``, from zero on."""
-        total = sums[number]
-        if total is None:
-            total = sums[number] = np.zeros_like(self.values[number])
+        total = sums[number] = self._zeros_if_absent(sums[number], number)
         return total
 
     def _zeros_if_absent(self, value: Array | None, number: int) -> Array:

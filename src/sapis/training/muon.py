@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95,
                  ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
-        self._stacks: tuple[list[_Numbers], list[list[_Matrices]]] | None = None
+        self._stacks: _Stacks | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -47,9 +47,9 @@ class Muon(torch.optim.Optimizer):
         value = closure() if closure is not None else None
         if self._stacks is None:
             self._stacks = self._stacked()
-        for numbers in self._stacks[0]:
+        for numbers in self._stacks.numbers:
             numbers.update()
-        for matrices in self._stacks[1]:
+        for matrices in self._stacks.matrices:
             directions = nearest_orthogonal([stack.direction() for stack in matrices])
             for stack, direction in zip(matrices, directions, strict=True):
                 stack.update(direction)
@@ -58,15 +58,14 @@ class Muon(torch.optim.Optimizer):
     @property
     def flops(self) -> int:
         """Of the matrix products of the last step."""
-        return sum(stack.flops for matrices in (self._stacks or ([], []))[1] for stack in matrices)
+        return 0 if self._stacks is None else sum(stack.flops for matrices in self._stacks.matrices for stack in matrices)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimiser's."""
         super().load_state_dict(state_dict)
         self._stacks = None
 
-    def _stacked(self) -> tuple[list[_Numbers], list[list[_Matrices]]]:
-        """Numbers, and matrices by their short side."""
+    def _stacked(self) -> _Stacks:
         numbers: list[_Numbers] = []
         matrices: dict[int, list[_Matrices]] = {}
         for group in self.param_groups:
@@ -82,7 +81,7 @@ class Muon(torch.optim.Optimizer):
                     matrices.setdefault(min(shape), []).append(_Matrices(parameters, self.state, group, shape))
                 else:
                     numbers.append(_Numbers(parameters, self.state, group))
-        return numbers, list(matrices.values())
+        return _Stacks(numbers, list(matrices.values()))
 
 
 class _Stack:
@@ -157,6 +156,13 @@ class _Numbers(_Stack):
         square.lerp_(gradients.square_(), 1 - ADAM_BETAS[1])
         torch.maximum(largest, square, out=largest)
         self.move(mean / (largest / corrections[1]).sqrt_().add_(EPSILON), -self.group["lr"] / corrections[0])
+
+
+class _Stacks(NamedTuple):
+    """All weights: numbers, and lists of matrices that have their short side in common."""
+
+    numbers: list[_Numbers]
+    matrices: list[list[_Matrices]]
 
 
 def nearest_orthogonal(stacks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
