@@ -106,10 +106,10 @@ def test_labels_that_exist_are_kept_and_the_others_are_nan() -> None:
     stress = rng.normal(size=(3, 3))
     labelled = replace(SYSTEMS[2], energy=-5.0, forces=rng.normal(size=(4, 3)), stress=stress + stress.T)
     samples = [prepare(SYSTEMS[0], elements=ELEMENTS, cutoff=CUTOFF),
-               prepare(labelled, elements=ELEMENTS, cutoff=CUTOFF, reference_energy=-4.0)]
+               prepare(labelled, elements=ELEMENTS, cutoff=CUTOFF)]
     batch = collate(samples, cutoff=CUTOFF, dtype=torch.float32)
     assert batch.energies.dtype == torch.float64 and batch.forces.dtype == torch.float32
-    assert batch.energies[0].isnan() and batch.energies[1] == -1.0
+    assert batch.energies[0].isnan() and batch.energies[1] == -5.0
     assert batch.forces[:6].isnan().all()
     np.testing.assert_allclose(batch.forces[6:], labelled.forces, rtol=1e-6)
     assert batch.stresses[0].isnan().all() and batch.stresses.shape == (2, 3, 3)

@@ -48,7 +48,7 @@ def counted(potential: TransformerPotential, batch: Batch, links: Any) -> dict[s
     """What torch's counter sees in each pass."""
     found = {}
     with MatrixProducts() as counter:
-        potential.transformer(batch.species, links, links.take(batch.vectors))
+        potential.transformer(batch.species, batch.conditions, links, links.take(batch.vectors))
     found["forward"] = counter.flops
     with MatrixProducts() as counter:
         potential(batch)

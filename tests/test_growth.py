@@ -17,7 +17,8 @@ from conftest import ELEMENTS, cluster, crystal, small_potential
 from sapis.api import load, save
 from sapis.core.errors import ModelError, SapisError
 from sapis.core.files import hash_file
-from sapis.data.batch import Batch, collate, prepare
+from sapis.data.batch import Batch, collate
+from sapis.data.conditions import Conditions
 from sapis.data.system import System
 from sapis.model import growth
 from sapis.model.axes import weight_axes
@@ -85,7 +86,7 @@ def test_all_axes_grow_together_and_again() -> None:
     small = trained()
     large = grow(small, larger_config(small.config, ALL), reference_energies=SULFUR)
     require_same(small, large)
-    assert large.elements == (1, 6, 8, 16) and large.reference_energies.tolist() == [-13.5, -1030.0, -2040.0, -10821.5]
+    assert large.elements == (1, 6, 8, 16) and large.reference_energies.tolist() == [[-13.5, -1030.0, -2040.0, -10821.5]]
     larger = grow(large, larger_config(large.config, {"n_layers": 5, "n_radial": 5, "n_channels": 96}), seed=1)
     require_same(small, larger)
 
@@ -125,7 +126,7 @@ def test_the_seed_chooses_what_is_random() -> None:
 ], ids=str)
 def test_every_weight_has_its_axes(changes: dict[str, int]) -> None:
     transformer = small_potential(**{**SMALL, **changes}).transformer
-    axes = weight_axes(transformer, ELEMENTS)
+    axes = weight_axes(transformer, ELEMENTS, Conditions())
     shapes = {name: weight.shape for name, weight in transformer.named_parameters()}
     assert axes.keys() == shapes.keys()
     for name, weight in transformer.named_parameters():
@@ -190,7 +191,7 @@ def labelled(n_frames: int, seed: int = 0) -> list[System]:
 
 
 def batch_of(systems: list[System], potential: TransformerPotential) -> Batch:
-    samples = [prepare(system, elements=potential.elements, cutoff=potential.cutoff, reference_energy=system.energy or 0.0)
+    samples = [replace(potential.sample(system), energy=0.0)
                for system in systems]
     return collate(samples, cutoff=potential.cutoff, dtype=potential.dtype)
 

@@ -30,7 +30,7 @@ from sapis.evaluate.errors import evaluate
 from sapis.training.config import TrainingConfig
 from sapis.training.loss import loss as our_loss
 
-ISOLATED = dict(zip(ELEMENTS, small_potential().reference_energies.tolist(), strict=True))
+ISOLATED = dict(zip(ELEMENTS, small_potential().reference_energies[0].tolist(), strict=True))
 SMALL = {"n_channels": 16, "n_heads": 2, "n_layers": 2, "n_radial": 4}
 
 

@@ -37,18 +37,21 @@ def runs() -> dict[int, Sizes]:
     return average_runs(of_width, frames(), settings, widths=WIDTHS, seeds=(0, 1), n_steps=3)
 
 
-def test_the_default_width_has_one_group_in_order() -> None:
+def test_the_default_width_has_one_rate_for_tables_and_what_may_be_matrices() -> None:
     potential = TransformerPotential(ModelConfig(l_max=1, n_layers=1), elements=[1, 8], reference_energies=[0.0, 0.0], scale=1.0,
                                      average_neighbors=5.0)
     state = torch.random.get_rng_state()
-    (group,) = weight_groups(potential)
+    tables, others = weight_groups(potential)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert group["rate_factor"] == 1.0 and group["names"] == [name for name, _ in potential.named_parameters()]
+    assert tables["rate_factor"] == others["rate_factor"] == 1.0 and others["has_matrices"] and not tables["has_matrices"]
+    kinds = {name.split(".")[-1] for name in tables["names"]}
+    assert kinds == {"embedding", "temperature", "keep_weights", "bias"}
+    assert sorted(tables["names"] + others["names"]) == sorted(name for name, _ in potential.named_parameters())
 
 
 def test_rates_fall_with_what_grows_with_the_width() -> None:
     potential = of_width(128)
-    factors = rate_factors(potential.transformer, potential.elements)
+    factors = rate_factors(potential.transformer, potential.elements, potential.conditions)
     wide = {"query.weight", "key.weight", "value.weight", "coupling.weight", "update.weight", "keep.weight", "widen.weight",
             "narrow.weight"}
     for name, factor in factors.items():
@@ -75,6 +78,6 @@ def test_activations_move_alike_in_all_widths() -> None:
 
 def test_equal_rates_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sapis.training.optimizer.rate_factors",
-                        lambda transformer, elements: {name: 1.0 for name, _ in transformer.named_parameters()})
+                        lambda transformer, elements, conditions: {name: 1.0 for name, _ in transformer.named_parameters()})
     change = slopes(runs(), "change", 1)
     assert float(np.median(np.abs(list(change.values())))) > 0.2

@@ -62,7 +62,7 @@ def make_problem(parts: dict[str, list[System]], isolated: dict[int, float]) -> 
     """Reference energies, scale and mean number of neighbours are those that sapis takes itself, for every peer."""
     train = parts["train"]
     potential, _ = new_potential(train, isolated, ModelConfig(cutoff=CUTOFF), precision="float64", seed=0)
-    values = dict(zip(potential.elements, potential.reference_energies.tolist(), strict=True))
+    values = dict(zip(potential.elements, potential.reference_energies[0].tolist(), strict=True))
     frames = {part: [to_frame(system, values) for system in systems] for part, systems in parts.items()}
     return Problem(potential.elements, potential.scale, potential.average_neighbors, CUTOFF, frames)
 

@@ -31,10 +31,23 @@ class Model:
     potential: TransformerPotential
     card: dict[str, Any]
 
-    def calculator(self, precision: str | None = None, *, device: str = "cpu") -> SapisCalculator:
-        """An ASE calculator; ``precision`` is ``float32`` or ``float64`` (default: as trained)."""
+    def calculator(self, precision: str | None = None, *, device: str = "cpu", level: str = "") -> SapisCalculator:
+        """An ASE calculator.
+
+        Args:
+            precision: ``float32`` or ``float64``; default: as trained.
+            device: as torch names it.
+            level: level of theory, for a model of several.
+
+        Raises:
+            ModelError: a precision or a level that the model does not have.
+        """
+        levels = self.potential.conditions.levels
+        if level not in levels and (level or len(levels) > 1):
+            raise ModelError(expected=f"a level of theory that the model knows: {', '.join(levels) or 'it does not say which'}",
+                             received=level or "none", where="level", todo="give one of them")
         potential = self.potential if precision is None else self.potential.with_precision(_known(precision))
-        return SapisCalculator(potential.to(device))
+        return SapisCalculator(potential.to(device), level=level)
 
     def predict(self, systems: Sequence[System]) -> list[Prediction]:
         """Energies, forces, stress of many systems, batched."""

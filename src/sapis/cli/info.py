@@ -45,6 +45,9 @@ def _show(path: Path, is_json: bool) -> None:
     n_parameters = sum(tensor.numel() for tensor in bundle.weights.values())
     typer.echo(f"architecture     {bundle.architecture}, {n_parameters:,} parameters, {settings['precision']}")
     typer.echo(f"elements         {' '.join(chemical_symbols[z] for z in settings['elements'])}")
+    for name, values in settings.get("conditions", {}).items():
+        if values:
+            typer.echo(f"{name:16s} {', '.join(map(str, values))}")
     typer.echo(f"cutoff           {settings['config']['cutoff']} Å")
     typer.echo(f"units            {', '.join(f'{name} {unit}' for name, unit in UNITS.items())}")
     typer.echo(f"level of theory  {card.get('level_of_theory', 'not given')}")

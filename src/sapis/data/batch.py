@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sapis.core.errors import ModelError
+from sapis.data.conditions import Conditions
 from sapis.data.neighbors import PADDING_DISTANCE, Neighbors, neighbors
 from sapis.data.system import System, chemical_symbols
 
@@ -19,6 +20,7 @@ class Batch:
 
     Attributes:
         species: index into the model's elements, ``(atoms,)`` int64.
+        conditions: indices of the system's total charge, multiplicity and level of theory, ``(atoms, 3)`` int64.
         graph: which system each atom belongs to, ``(atoms,)`` int64.
         senders: ``(atoms, slots)`` int64.
         vectors: receiver to sender, Å, ``(atoms, slots, 3)``.
@@ -26,12 +28,13 @@ class Batch:
         counts: used slots of each atom, which come first, ``(atoms,)`` int64.
         n_atoms: atoms of each system, ``(graphs,)``.
         volumes: Å^3, ``(graphs,)``; NaN where not periodic in three directions.
-        energies: eV less reference energies, float64, ``(graphs,)``; NaN where absent.
+        energies: eV, those of a model's samples less reference energies, float64, ``(graphs,)``; NaN where absent.
         forces: eV/Å, ``(atoms, 3)``; NaN where absent.
         stresses: eV/Å^3, ``(graphs, 3, 3)``; NaN where absent.
     """
 
     species: torch.Tensor
+    conditions: torch.Tensor
     graph: torch.Tensor
     senders: torch.Tensor
     vectors: torch.Tensor
@@ -58,6 +61,7 @@ class Sample:
     """One system prepared for batching: its neighbours are computed once and kept."""
 
     species: np.ndarray
+    conditions: np.ndarray
     neighbors: Neighbors
     energy: float
     forces: np.ndarray
@@ -83,13 +87,19 @@ def species_indices(system: System, elements: Sequence[int]) -> np.ndarray:
     return np.searchsorted(np.asarray(elements), system.numbers)
 
 
-def prepare(system: System, *, elements: Sequence[int], cutoff: float, reference_energy: float = 0.0) -> Sample:
-    """A `Sample` of ``system``; ``reference_energy`` (eV) is taken off its energy."""
+def prepare(system: System, *, elements: Sequence[int], cutoff: float, conditions: Conditions | None = None) -> Sample:
+    """A `Sample` of ``system`` with its total energy.
+
+    Raises:
+        ModelError: an element, charge, multiplicity or level of theory that the model does not know.
+        DataError: coinciding atoms.
+    """
     atoms = len(system)
     absent = np.full((atoms, 3), np.nan)
     return Sample(
-        species=species_indices(system, elements), neighbors=neighbors(system, cutoff),
-        energy=np.nan if system.energy is None else system.energy - reference_energy,
+        species=species_indices(system, elements), conditions=(conditions or Conditions()).indices(system),
+        neighbors=neighbors(system, cutoff),
+        energy=np.nan if system.energy is None else system.energy,
         forces=absent if system.forces is None else system.forces,
         stress=absent[:1].repeat(3, 0) if system.stress is None else system.stress,
         volume=np.nan if system.volume is None else system.volume,
@@ -118,6 +128,7 @@ def collate(samples: Sequence[Sample], *, cutoff: float, dtype: torch.dtype, slo
 
     return Batch(
         species=torch.from_numpy(np.concatenate([sample.species for sample in samples])),
+        conditions=torch.from_numpy(np.repeat(np.stack([sample.conditions for sample in samples]), counts, axis=0)),
         graph=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
         senders=torch.from_numpy(senders), vectors=real(vectors), reverse=torch.from_numpy(reverse),
         counts=torch.from_numpy(np.concatenate([sample.neighbors.counts for sample in samples])),

@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
@@ -31,7 +31,8 @@ STRESS_KEYS = ("REF_stress", "REF_virials", "REF_virial", "stress", "virials", "
 VIRIAL_KEYS = ("REF_virials", "REF_virial", "virials", "virial")
 CHARGE_KEYS = ("charge", "total_charge")
 SPIN_KEYS = ("spin", "total_spin")
-LABEL_KEYS = (*ENERGY_KEYS, *FORCES_KEYS, *STRESS_KEYS, *CHARGE_KEYS, *SPIN_KEYS)
+LEVEL_KEY = "level_of_theory"
+LABEL_KEYS = (*ENERGY_KEYS, *FORCES_KEYS, *STRESS_KEYS, *CHARGE_KEYS, *SPIN_KEYS, LEVEL_KEY)
 
 
 class LabelKeys(Config):
@@ -59,9 +60,9 @@ def read_systems(
     Labels come from the frame's key-value pairs, its per-atom columns or its stored calculator results;
     forces are read as stored, without constraints applied. One key serves the whole file, so that two levels
     of theory are never mixed. Charge comes from ``charge`` or ``total_charge``, the multiplicity 2S+1 from
-    ``spin`` or ``total_spin``. All other scalars become tags, and ``file`` and ``frame`` say where the
-    structure was read; a ``file`` or ``frame`` that the frame itself carries is kept as ``source_file`` or
-    ``source_frame``.
+    ``spin`` or ``total_spin``, the level of theory from ``level_of_theory``. All other scalars become tags,
+    and ``file`` and ``frame`` say where the structure was read; a ``file`` or ``frame`` that the frame itself
+    carries is kept as ``source_file`` or ``source_frame``.
 
     Args:
         path: the file.
@@ -89,8 +90,8 @@ def write_systems(path: str | Path, systems: Sequence[System]) -> None:
     """Write extended XYZ (gzipped if the name ends in ``.gz``), atomically.
 
     Labels are written as ``REF_energy``, ``REF_forces`` and ``REF_stress`` (9 numbers), charge and spin where
-    not those of a neutral singlet, and tags as key-value pairs. Every number survives the round trip bit for
-    bit.
+    not those of a neutral singlet, the level of theory where there is one, and tags as key-value pairs. Every
+    number survives the round trip bit for bit.
 
     Raises:
         FileError: the name does not end in ``.xyz`` or ``.extxyz`` (with or without ``.gz``).
@@ -326,15 +327,24 @@ def _build_system(
             tags.setdefault(f"source_{name}", own)
     # The structure comes first, so that errors about labels can name its file and frame.
     bare = System.from_atoms(atoms, tags={**tags, "file": path.name, "frame": number})
+    charge, spin = electrons(values, bare)
     energy, forces, stress = (values.get(key) if key else None for key in chosen.values())
     return replace(
         bare,
         energy=None if energy is None else _number(energy, str(chosen["energy"]), bare),
         forces=None if forces is None else _array(forces, str(chosen["forces"]), bare),
         stress=None if stress is None else _stress(stress, str(chosen["stress"]), bare, is_virial=is_virial),
-        charge=_integer(values, CHARGE_KEYS, bare, default=0),
-        spin=_integer(values, SPIN_KEYS, bare, default=1),
+        charge=charge, spin=spin, level=_text(values, LEVEL_KEY, bare),
     )
+
+
+def electrons(values: Mapping[str, Any], system: System) -> tuple[int, int]:
+    """Total charge and multiplicity by the key-value pairs of a frame; 0 and 1 where they do not say.
+
+    Raises:
+        DataError: no whole numbers, or a multiplicity below 1; it names ``system``.
+    """
+    return _integer(values, CHARGE_KEYS, system, default=0), _integer(values, SPIN_KEYS, system, default=1)
 
 
 def _array(value: Any, key: str, system: System) -> np.ndarray:
@@ -351,7 +361,7 @@ def _number(value: Any, key: str, system: System) -> float:
     return float(array.reshape(()))
 
 
-def _integer(values: dict[str, Any], keys: tuple[str, ...], system: System, *, default: int) -> int:
+def _integer(values: Mapping[str, Any], keys: tuple[str, ...], system: System, *, default: int) -> int:
     key = next((key for key in keys if key in values), None)
     if key is None:
         return default
@@ -364,6 +374,13 @@ def _integer(values: dict[str, Any], keys: tuple[str, ...], system: System, *, d
             todo="add one if this counts unpaired electrons; remove the key if the spin is unknown",
         )
     return int(value)
+
+
+def _text(values: dict[str, Any], key: str, system: System) -> str:
+    value = values.get(key, "")
+    if not isinstance(value, str):
+        raise system.error(expected="text", received=repr(value), key=key)
+    return value
 
 
 def _stress(value: Any, key: str, system: System, *, is_virial: bool) -> np.ndarray:
@@ -407,6 +424,8 @@ def _format_frame(system: System) -> str:
         pairs.append(f'REF_stress="{_join(system.stress)}"')
     if system.charge != 0 or system.spin != 1:
         pairs.append(f"charge={system.charge} spin={system.spin}")
+    if system.level:
+        pairs.append(f"{LEVEL_KEY}={_format_value(system.level)}")
     pairs += [_format_tag(key, value, system) for key, value in system.tags.items()]
     pairs.append('pbc="{} {} {}"'.format(*("T" if flag else "F" for flag in system.pbc)))
     rows = [f"{chemical_symbols[z]} {_join(row)}"

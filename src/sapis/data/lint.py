@@ -234,10 +234,10 @@ def _all_electron_energy(system: System) -> float:
 
 
 def _energy_outlier(systems: Sequence[System]) -> list[Finding]:
-    groups: dict[tuple[str, int, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, int, int, str], list[int]] = defaultdict(list)
     for i, system in enumerate(systems):
         if system.energy is not None:
-            groups[system.formula, system.charge, system.spin].append(i)
+            groups[system.formula, system.charge, system.spin, system.level].append(i)
     sizes: dict[int, float] = {}
     for group in groups.values():
         if len(group) < MIN_SAME_COMPOSITION:
@@ -261,10 +261,10 @@ def _stress_unit(systems: Sequence[System]) -> list[Finding]:
 
 
 def _duplicates(systems: Sequence[System]) -> list[Finding]:
-    first: dict[str, int] = {}
+    first: dict[tuple[str, str], int] = {}
     repeated, conflicting = [], []
     for i, system in enumerate(systems):
-        earlier = first.setdefault(system.structure_hash(), i)
+        earlier = first.setdefault((system.structure_hash(), system.level), i)
         if earlier == i:
             continue
         repeated.append(i)
@@ -273,6 +273,6 @@ def _duplicates(systems: Sequence[System]) -> list[Finding]:
             conflicting += [i] if abs(system.energy - original.energy) > SAME_ENERGY * len(system) else []
     return [
         *_found("conflicting-labels", "error", systems, conflicting,
-                "the structure of an earlier frame with another energy (charge or spin missing?)"),
+                "the structure of an earlier frame with another energy (charge, spin or level of theory missing?)"),
         *_found("duplicate", "warning", systems, repeated, "the structure of an earlier frame"),
     ]

@@ -11,6 +11,8 @@ from ase.data import chemical_symbols
 from sapis.core.errors import DataError
 from sapis.data.system import System
 
+# By atomic number; where there are several levels of theory by level, then by atomic number.
+Energies = Mapping[int, float] | Mapping[str, Mapping[int, float]]
 ISOLATED_ATOM = "isolated atom"
 LEAST_SQUARES = "least squares"
 
@@ -78,6 +80,12 @@ def reference_energies_from_isolated(systems: Sequence[System]) -> dict[int, flo
     return values
 
 
+def isolated_by_level(systems: Sequence[System]) -> dict[str, dict[int, float]]:
+    """As `reference_energies_from_isolated`, by level of theory; "" where the frames do not name it."""
+    levels = sorted({system.level for system in systems})
+    return {level: reference_energies_from_isolated([system for system in systems if system.level == level]) for level in levels}
+
+
 def choose_reference_energies(systems: Sequence[System], isolated: Mapping[int, float]) -> ReferenceEnergies:
     """Isolated-atom energies if they are known for every element of ``systems``, else least squares for all.
 
@@ -92,6 +100,28 @@ def choose_reference_energies(systems: Sequence[System], isolated: Mapping[int, 
         return ReferenceEnergies(chosen, dict.fromkeys(present, ISOLATED_ATOM))
     values = fit_reference_energies(systems)
     return ReferenceEnergies(values, dict.fromkeys(values, LEAST_SQUARES))
+
+
+def by_level(energies: Energies, levels: Sequence[str]) -> dict[str, dict[int, float]]:
+    """``energies`` for each of ``levels`` (none: one without a name), empty where there are none for it. Energies without a
+    level are those of the only one.
+
+    Raises:
+        DataError: a level that is not among ``levels``; energies without a level where there are several.
+    """
+    levels = levels or ("",)
+    found: dict[str, dict[int, float]] = {}
+    for key, value in energies.items():
+        if isinstance(value, Mapping):
+            found[str(key)] = dict(value)
+        else:
+            found.setdefault("", {})[int(key)] = value
+    if "" in found and len(levels) == 1 == len(found):
+        return {levels[0]: found[""]}
+    if unknown := sorted(level or "no level" for level in found if level not in levels):
+        raise DataError(expected=f"reference energies by level of theory: {', '.join(levels)}", received=unknown[0],
+                        where="reference energies", todo="say of which level they are")
+    return {level: found.get(level, {}) for level in levels}
 
 
 def total_reference(system: System, values: Mapping[int, float]) -> float:

@@ -37,6 +37,7 @@ class System:
         stress: (1/V) dE/dstrain, eV/Å^3, tension positive, ``(3, 3)`` symmetric.
         charge: total charge, e.
         spin: multiplicity 2S+1.
+        level: level of theory of the labels; empty where it is not said.
         tags: where it came from (``file``, ``frame``, ``temperature_K``, ``trajectory``, ``time_fs`` …).
 
     Raises:
@@ -52,6 +53,7 @@ class System:
     stress: np.ndarray | None = None
     charge: int = 0
     spin: int = 1
+    level: str = ""
     tags: Mapping[str, Tag] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,12 +139,14 @@ class System:
         return replace(self, energy=None, forces=None, stress=None)
 
     def to_atoms(self) -> Atoms:
-        """ASE atoms without a calculator; tags, charge and spin go to ``info``."""
+        """ASE atoms without a calculator; tags, charge, spin and level of theory go to ``info``."""
         from ase import Atoms
 
         info: dict[str, Any] = dict(self.tags)
         if self.charge != 0 or self.spin != 1:
             info.update(charge=self.charge, spin=self.spin)
+        if self.level:
+            info["level_of_theory"] = self.level
         return Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc, info=info)
 
     @classmethod
@@ -157,5 +161,6 @@ def hash_systems(systems: list[System]) -> str:
     for system in systems:
         labels = [np.float64(np.nan if system.energy is None else system.energy).tobytes()]
         labels += [b"" if value is None else value.astype("<f8").tobytes() for value in (system.forces, system.stress)]
+        labels += [system.level.encode()] if system.level else []
         parts.append(hash_bytes(system.structure_hash().encode(), *labels).encode())
     return hash_bytes(*parts)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from sapis.data.conditions import Conditions
 from sapis.model.config import BASE_WIDTHS
 from sapis.model.layers import Attention, Coupling, Gate, Product
 from sapis.model.transformer import Layer, Transformer
@@ -38,17 +39,23 @@ class Axis(NamedTuple):
 Axes = tuple[Axis, ...]
 
 
-def weight_axes(transformer: Transformer, elements: Sequence[int]) -> dict[str, Axes]:
+def weight_axes(transformer: Transformer, elements: Sequence[int], conditions: Conditions) -> dict[str, Axes]:
     """The axes of every parameter of ``transformer``, by its name, in their order.
 
     The lengths of the axes multiply to the parameter's shape: ``parameter.view([len(axis.labels) for axis in axes])``.
 
     Args:
         elements: atomic numbers, one for each species.
+        conditions: the values that the model tells apart.
     """
     species = Axis(tuple(elements), is_species=True)
     channels = range(transformer.config.n_channels)
     found: dict[str, Axes] = {"embedding": (species, _makes(channels))}
+    for name, values in conditions.told_apart.items():
+        found[f"conditions.{name}"] = (_makes(values), _makes(channels))
+    if transformer.level_weights is not None:
+        layers = [*range(len(transformer.layers) - 1), "last"]
+        found["level_weights"] = (_makes(conditions.levels), _makes(layers), _makes([0]), _makes(channels))
     for t, layer in enumerate(transformer.layers):
         assert isinstance(layer, Layer)
         found |= _within(f"layers.{t}", _layer(layer, species, channels))
@@ -132,7 +139,7 @@ def _within(prefix: str, axes: dict[str, Axes]) -> dict[str, Axes]:
     return {f"{prefix}.{name}": value for name, value in axes.items()}
 
 
-def rate_factors(transformer: Transformer, elements: Sequence[int]) -> dict[str, float]:
+def rate_factors(transformer: Transformer, elements: Sequence[int], conditions: Conditions) -> dict[str, float]:
     """By which factor each weight's learning rate should differ from that of the default width, so that one rate fits all widths.
 
     Adam moves every entry alike, and the moves of entries that read correlated inputs add up: the outcome's change grows with
@@ -141,9 +148,16 @@ def rate_factors(transformer: Transformer, elements: Sequence[int]) -> dict[str,
     """
     base = transformer.config.model_copy(update=BASE_WIDTHS)
     with torch.random.fork_rng(devices=[]):  # only its shapes are wanted
-        narrow = Transformer(base, n_species=len(elements), average_neighbors=1.0, dtype=torch.float32)
-    reads = {name: _fan_in(axes) for name, axes in weight_axes(narrow, elements).items()}
-    return {name: reads[name] / _fan_in(axes) for name, axes in weight_axes(transformer, elements).items()}
+        narrow = Transformer(base, n_species=len(elements), average_neighbors=1.0, dtype=torch.float32,
+                             n_conditions={name: len(values) for name, values in conditions.told_apart.items()})
+    base_fan_in = {name: _fan_in(axes) for name, axes in weight_axes(narrow, elements, conditions).items()}
+    return {name: base_fan_in[name] / _fan_in(axes) for name, axes in weight_axes(transformer, elements, conditions).items()}
+
+
+def reads(transformer: Transformer, elements: Sequence[int], conditions: Conditions) -> dict[str, bool]:
+    """Whether each weight adds up what it reads, so that it is a matrix; others are tables, of which each atom uses a row."""
+    return {name: any(axis.outcomes is None and not axis.is_species for axis in axes)
+            for name, axes in weight_axes(transformer, elements, conditions).items()}
 
 
 def _fan_in(axes: Axes) -> int:

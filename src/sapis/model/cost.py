@@ -163,7 +163,7 @@ _PARTS = {
     ("attention", "scalars"): "logits", ("attention", "norm"): "logits", ("attention", "dense"): "logits",
     ("attention", "scale_heads"): "logits", ("attention", "linear"): "values", ("attention", "columns"): "values",
     ("attention", "collect"): "{piece}", ("", "embed"): "embedding", ("", "radial"): "radial functions",
-    ("", "harmonics"): "harmonics", ("", "scalars"): "read-out", ("", "add"): "read-out",
+    ("", "harmonics"): "harmonics", ("", "scalars"): "read-out", ("", "add"): "read-out", ("", "weigh"): "read-out",
 }
 
 
@@ -177,7 +177,8 @@ class _Plan(Program):
         dtype = transformer.embedding.detach().cpu().numpy().dtype
         nothing = np.broadcast_to(np.zeros((), dtype), (n_atoms, n_neighbors, 3))
         species, senders = np.zeros(n_atoms, dtype=np.int64), np.zeros((n_atoms, n_neighbors), dtype=np.int64)
-        super().__init__(transformer, species, senders, np.full(n_atoms, n_neighbors), nothing, tape=_Shapes())
+        conditions = np.zeros((n_atoms, 3), dtype=np.int64)
+        super().__init__(transformer, species, conditions, senders, np.full(n_atoms, n_neighbors), nothing, tape=_Shapes())
 
     def _within(self, part: str, function: Callable[..., int], *arguments: Any) -> int:
         before, self.tape.part = self.tape.part, part

@@ -10,6 +10,7 @@ where they make something new, so that all of them learn: an entry that is zero 
 | degrees, order, radial functions, hidden units | paths, products, functions and units, each read with weight zero |
 | layers | at the end; each hands its scalars on (kept by the unit matrix, updates of zero) to the last read-out |
 | elements | rows copied from the most similar element |
+| charges, multiplicities, levels of theory | rows of zeros in what is added to the embedding, of ones in what weighs a read-out |
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch
 from sapis.core.config import parse_config
 from sapis.core.errors import ModelError
 from sapis.core.seeds import derive_seed
+from sapis.data.conditions import Conditions
+from sapis.data.reference import Energies, by_level
 from sapis.data.system import chemical_symbols
 from sapis.model.axes import Axes, Axis, weight_axes
 from sapis.model.config import ModelConfig
@@ -48,13 +51,13 @@ def larger_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig:
     return parse_config(ModelConfig, {**config.model_dump(), **wanted}, where="sizes of the larger model")
 
 
-def grow(potential: TransformerPotential, config: ModelConfig, *, reference_energies: Mapping[int, float] | None = None,
-         seed: int = 0) -> TransformerPotential:
+def grow(potential: TransformerPotential, config: ModelConfig, *, reference_energies: Energies | None = None,
+         conditions: Conditions | None = None, seed: int = 0) -> TransformerPotential:
     """A potential of the larger ``config`` with the energies, forces and stresses of ``potential``, to rounding.
 
     Arguments and errors are those of `Growth`.
     """
-    return Growth(potential, config, reference_energies=reference_energies, seed=seed).potential()
+    return Growth(potential, config, reference_energies=reference_energies, conditions=conditions, seed=seed).potential()
 
 
 class Growth:
@@ -63,29 +66,32 @@ class Growth:
     Args:
         small: the potential that grows; it is left as it is.
         config: no size smaller than that of ``small``; see `larger_config`.
-        reference_energies: E0 in eV of each new element.
+        reference_energies: E0 in eV of each new element; of several levels of theory by level, ``{"PBE": {16: -10821.5}}``.
+        conditions: what the larger model knows as well.
         seed: of the new weights that are random.
 
     Raises:
         ModelError: what cannot be the same function: a smaller size, another cutoff, another number of channels in a head or in
-            a group of a norm; a reference energy for an element that ``small`` has.
+            a group of a norm; a reference energy that ``small`` has; a new level of theory beside one without a name.
+        DataError: reference energies at a level that is not known.
     """
 
     def __init__(self, small: TransformerPotential, config: ModelConfig, *,
-                 reference_energies: Mapping[int, float] | None = None, seed: int = 0) -> None:
+                 reference_energies: Energies | None = None, conditions: Conditions | None = None, seed: int = 0) -> None:
         _require_growth(small.config, config)
-        energies = _all_energies(small, reference_energies or {})
+        conditions = _all_conditions(small.conditions, conditions or Conditions())
+        elements, energies = _all_energies(small, reference_energies or {}, conditions.levels)
         self.small, self.seed = small, seed
         self.settings = {
-            **small.settings(), "config": config.model_dump(), "elements": sorted(energies),
-            "reference_energies": [energies[number] for number in sorted(energies)],
+            **small.settings(), "config": config.model_dump(), "elements": elements, "reference_energies": energies.tolist(),
+            "conditions": conditions.to_json(),
         }
         large = self._new()
         _hand_on(large.transformer, small.config.n_layers)
         self.fresh = {name: weight.detach() for name, weight in large.named_parameters()}
-        old = weight_axes(small.transformer, small.elements)
+        old = weight_axes(small.transformer, small.elements, small.conditions)
         self.places: dict[str, Place] = {}
-        for name, axes in weight_axes(large.transformer, large.elements).items():
+        for name, axes in weight_axes(large.transformer, large.elements, large.conditions).items():
             origin = _origin(name, small.config.n_layers, config.n_layers)
             if origin in old:
                 self.places[f"transformer.{name}"] = Place(f"transformer.{origin}", old[origin], axes)
@@ -102,9 +108,8 @@ class Growth:
                 for name, fresh in self.fresh.items()}
 
     def _new(self) -> TransformerPotential:
-        config = ModelConfig(**self.settings["config"])
-        others = {key: value for key, value in self.settings.items() if key != "config"}
-        return TransformerPotential(config, **others, seed=derive_seed(self.seed, "growth", config.model_dump_json()))
+        seed = derive_seed(self.seed, "growth", ModelConfig(**self.settings["config"]).model_dump_json())
+        return TransformerPotential.from_settings(self.settings, seed=seed)
 
 
 class Place:
@@ -228,12 +233,33 @@ def _require_growth(old: ModelConfig, new: ModelConfig) -> None:
                "grow from a multiple of 16 channels to another; other widths have one norm for all channels")
 
 
-def _all_energies(small: TransformerPotential, new: Mapping[int, float]) -> dict[int, float]:
-    """Reference energies of old and new elements, eV."""
-    if known := sorted(set(new) & set(small.elements)):
-        raise ModelError(expected="reference energies of new elements", received=f"one of {chemical_symbols[known[0]]}",
-                         where="reference energies", todo="leave it out: the model keeps the one it has")
-    if unknown := [number for number in new if not 0 < number <= NOBLE_GASES[-1]]:
-        raise ModelError(expected=f"atomic numbers from 1 to {NOBLE_GASES[-1]}", received=str(unknown[0]),
+def _all_conditions(old: Conditions, new: Conditions) -> Conditions:
+    """What either knows, where the old ones are known."""
+    for values, more, name in zip(old.values, new.values, ("charges", "spins", "levels"), strict=True):
+        if more and not values:
+            raise ModelError(expected=f"a smaller model that knows its {name}", received="one that does not say them",
+                             where="growth of a model", todo="train a model on data that name them")
+    return old | new
+
+
+def _all_energies(small: TransformerPotential, new: Energies, levels: Sequence[str]) -> tuple[list[int], np.ndarray]:
+    """Old and new elements, and the reference energies, eV, ``(levels, elements)``; NaN where there is none."""
+    by_name = by_level(new, levels)
+    levels, old_levels = list(by_name), small.conditions.levels or ("",)
+    given = {number for energies in by_name.values() for number in energies}
+    if unfit := sorted(number for number in given if not 0 < number <= NOBLE_GASES[-1]):
+        raise ModelError(expected=f"atomic numbers from 1 to {NOBLE_GASES[-1]}", received=str(unfit[0]),
                          where="reference energies", todo="mend the number")
-    return {**dict(zip(small.elements, small.reference_energies.tolist(), strict=True)), **new}
+    elements = sorted({*small.elements, *given})
+    table = np.full((len(levels), len(elements)), np.nan)
+    table[np.ix_(np.array([levels.index(level) for level in old_levels]), np.searchsorted(elements, small.elements))] = (
+        small.reference_energies)
+    for level, energies in by_name.items():
+        for number, energy in energies.items():
+            place = levels.index(level), elements.index(number)
+            if not np.isnan(table[place]):
+                raise ModelError(expected="reference energies of new elements or levels", where="reference energies",
+                                 received=f"one of {chemical_symbols[number]}{f' at {level}' if level else ''}",
+                                 todo="leave it out: the model keeps the one it has")
+            table[place] = energy
+    return elements, table

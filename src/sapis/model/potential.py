@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 from torch import nn
 
 from sapis.core.errors import ModelError
-from sapis.data.batch import Batch, collate, prepare
-from sapis.data.system import System
+from sapis.data.batch import Batch, Sample, collate, prepare
+from sapis.data.conditions import Conditions
+from sapis.data.system import System, chemical_symbols
 from sapis.model.backend import backend_of
 from sapis.model.config import ModelConfig
 from sapis.model.edges import EdgeList, Slots
@@ -29,30 +32,40 @@ class TransformerPotential(nn.Module):
     Args:
         config: architecture.
         elements: atomic numbers, ascending.
-        reference_energies: E0 in eV, one for each element.
+        reference_energies: E0 in eV, one for each element; for several levels of theory a row of each, NaN or None where a
+            level has none for an element.
         scale: sigma_F, root mean square force component of the training data, used as eV.
         average_neighbors: mean number of neighbours in the training data.
         precision: ``float32`` or ``float64``; the sum over atoms is always float64.
+        conditions: the total charges, multiplicities and levels of theory that it knows.
         seed: of the initial weights.
 
     Raises:
-        ModelError: elements that are not in ascending order.
+        ModelError: elements that are not in ascending order; reference energies of another number.
     """
 
-    def __init__(self, config: ModelConfig, *, elements: Sequence[int], reference_energies: Sequence[float], scale: float,
-                 average_neighbors: float, precision: str = "float32", seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, *, elements: Sequence[int], scale: float, average_neighbors: float,
+                 reference_energies: Sequence[float] | Sequence[Sequence[float | None]], precision: str = "float32",
+                 conditions: Conditions | None = None, seed: int = 0) -> None:
         super().__init__()
         if list(elements) != sorted(set(elements)):
             raise ModelError(expected="elements in ascending order, each once", received=str(list(elements)), where="elements",
                              todo="sort them, with reference_energies in the same order")
         self.config, self.elements, self.precision = config, tuple(elements), precision
-        self.reference_energies = np.asarray(reference_energies, dtype=np.float64)
+        self.conditions = conditions or Conditions()
+        self.reference_energies = np.array(reference_energies, dtype=np.float64, ndmin=2)
+        shape = max(1, len(self.conditions.levels)), len(self.elements)
+        if self.reference_energies.shape != shape:
+            raise ModelError(expected=f"reference energies of shape {shape}, levels of theory by elements",
+                             received=f"shape {self.reference_energies.shape}", where="reference_energies",
+                             todo="give one for each element, of each level of theory")
         self.scale, self.average_neighbors = float(scale), float(average_neighbors)
         self.repulsion = Repulsion(elements, config.cutoff) if config.zbl else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.transformer = Transformer(config, n_species=len(elements), average_neighbors=max(1.0, average_neighbors),
-                                           dtype=DTYPES[precision])
+            self.transformer = Transformer(
+                config, n_species=len(elements), average_neighbors=max(1.0, average_neighbors), dtype=DTYPES[precision],
+                n_conditions={name: len(values) for name, values in self.conditions.told_apart.items()})
 
     @property
     def cutoff(self) -> float:
@@ -72,15 +85,18 @@ class TransformerPotential(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values; the arguments that build this again."""
         return {
-            "config": self.config.model_dump(), "elements": list(self.elements),
-            "reference_energies": self.reference_energies.tolist(), "scale": self.scale,
+            "config": self.config.model_dump(), "elements": list(self.elements), "conditions": self.conditions.to_json(),
+            "reference_energies": [[None if math.isnan(energy) else energy for energy in row]
+                                   for row in self.reference_energies.tolist()],
+            "scale": self.scale,
             "average_neighbors": self.average_neighbors, "precision": self.precision,
         }
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> TransformerPotential:
+    def from_settings(cls, settings: dict[str, Any], *, seed: int = 0) -> TransformerPotential:
         """The inverse of `settings`; the weights are random until loaded."""
-        return cls(ModelConfig(**settings["config"]), **{key: value for key, value in settings.items() if key != "config"})
+        known = {"config": ModelConfig(**settings["config"]), "conditions": Conditions.from_json(settings.get("conditions", {}))}
+        return cls(**{**settings, **known}, seed=seed)
 
     def with_precision(self, precision: str) -> TransformerPotential:
         """A copy that computes in ``precision``, its constant tables rounded afresh."""
@@ -92,7 +108,7 @@ class TransformerPotential(nn.Module):
     def atom_energies(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """Per-atom energies less reference, eV, ``(atoms,)``, with ``vectors`` in place of the batch's own."""
         links = Slots.of(batch)
-        energies = self.scale * self.transformer(batch.species, links, vectors)
+        energies = self.scale * self.transformer(batch.species, batch.conditions, links, vectors)
         return energies if self.repulsion is None else energies + self.repulsion.energies(batch.species, links, vectors)
 
     def forward(self, batch: Batch, *, create_graph: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -110,12 +126,12 @@ class TransformerPotential(nn.Module):
         if chosen == "compiled":
             with torch.set_grad_enabled(create_graph):
                 energies, gradient = energies_and_gradient(
-                    self.transformer, batch.species, batch.senders, batch.counts, vectors)
+                    self.transformer, batch.species, batch.conditions, batch.senders, batch.counts, vectors)
                 energies, gradient = self.scale * energies, self.scale * gradient
         else:
             moved = vectors.detach().requires_grad_()
             with torch.enable_grad():
-                energies = self.scale * self.transformer(batch.species, links, moved)
+                energies = self.scale * self.transformer(batch.species, batch.conditions, links, moved)
                 (gradient,) = torch.autograd.grad(energies.sum(), moved, create_graph=create_graph)
         if self.repulsion is not None:
             more = self.repulsion.energies_and_gradient(batch.species, links, vectors)
@@ -124,15 +140,35 @@ class TransformerPotential(nn.Module):
         virials = per_atom.new_zeros(batch.n_graphs, 3, 3).index_add(0, batch.graph, per_atom)
         return energies, links.forces(gradient), (virials + virials.transpose(1, 2)) / 2
 
+    def sample(self, system: System) -> Sample:
+        """``system`` ready for a batch, its energy less the reference energies of its atoms.
+
+        Raises:
+            ModelError: an element, charge, multiplicity or level of theory that the model does not know.
+            DataError: coinciding atoms.
+        """
+        sample = prepare(system, elements=self.elements, cutoff=self.cutoff, conditions=self.conditions)
+        return replace(sample, energy=sample.energy - float(self._references(system, sample).sum()))
+
+    def _references(self, system: System, sample: Sample) -> np.ndarray:
+        found: np.ndarray = self.reference_energies[sample.conditions[2], sample.species]
+        if np.isnan(found).any():
+            level = (*self.conditions.levels, "not given")[sample.conditions[2]]
+            missing = sorted({chemical_symbols[z] for z, energy in zip(system.numbers, found, strict=True) if np.isnan(energy)})
+            raise ModelError(
+                expected=f"elements that the model knows at the level {level}", received=", ".join(missing),
+                where=system.error(expected="", received="").where, todo="use another level, or train on data of it with them")
+        return found
+
     def predict(self, systems: Sequence[System], *, max_slots: int = 60_000) -> list[Prediction]:
         """Predictions in order; systems are batched up to ``max_slots`` neighbour slots.
 
         Raises:
-            ModelError: an element that the model does not know.
+            ModelError: an element, charge, multiplicity or level of theory that the model does not know.
             DataError: coinciding atoms.
         """
         results: list[Prediction] = []
-        samples = [prepare(system, elements=self.elements, cutoff=self.cutoff) for system in systems]
+        samples = [self.sample(system) for system in systems]
         start = 0
         while start < len(samples):
             stop, atoms, slots = start, 0, 0
@@ -146,14 +182,14 @@ class TransformerPotential(nn.Module):
             start = stop
         return results
 
-    def _predict_batch(self, systems: Sequence[System], samples: Sequence[Any]) -> list[Prediction]:
+    def _predict_batch(self, systems: Sequence[System], samples: Sequence[Sample]) -> list[Prediction]:
         device = next(self.parameters()).device
         batch = collate(samples, cutoff=self.cutoff, dtype=self.dtype).to(device)
         energies, forces, virials = (value.detach().double().cpu().numpy() for value in self(batch))
         predictions, start = [], 0
         for system, sample, virial in zip(systems, samples, virials, strict=True):
             rows = slice(start, start + len(system))
-            per_atom = energies[rows] + self.reference_energies[sample.species]
+            per_atom = energies[rows] + self._references(system, sample)
             stress = None if system.volume is None else virial / system.volume
             predictions.append(Prediction(energy=float(per_atom.sum()), energies=per_atom, forces=forces[rows], stress=stress))
             start = rows.stop

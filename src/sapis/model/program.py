@@ -9,23 +9,25 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from sapis.data.conditions import NAMES
 from sapis.model.layers import Attention, Coupling, DegreeLinear, Gate, Product, norm_group
 from sapis.model.tape import Tape
 from sapis.model.transformer import Layer, Transformer
 
 
-def energies_and_gradient(transformer: Transformer, species: torch.Tensor, senders: torch.Tensor, counts: torch.Tensor,
-                          vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def energies_and_gradient(transformer: Transformer, species: torch.Tensor, conditions: torch.Tensor, senders: torch.Tensor,
+                          counts: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Per-atom energies ``(atoms,)`` and the gradient of their sum by ``vectors``, both differentiable once by the weights."""
-    energies, gradient = _Program.apply(transformer, species, senders, counts, vectors, *transformer.parameters())
+    energies, gradient = _Program.apply(transformer, species, conditions, senders, counts, vectors, *transformer.parameters())
     return energies, gradient
 
 
 class _Program(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, transformer: Transformer, species: torch.Tensor, senders: torch.Tensor, counts: torch.Tensor,
-                vectors: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        program = Program(transformer, species.numpy(), senders.numpy(), counts.numpy(), vectors.detach().numpy())
+    def forward(ctx: Any, transformer: Transformer, species: torch.Tensor, conditions: torch.Tensor, senders: torch.Tensor,
+                counts: torch.Tensor, vectors: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        program = Program(transformer, species.numpy(), conditions.numpy(), senders.numpy(), counts.numpy(),
+                          vectors.detach().numpy())
         gradient = program.gradient()
         if any(ctx.needs_input_grad):
             ctx.program, ctx.weights = program, weights
@@ -37,18 +39,19 @@ class _Program(torch.autograd.Function):
     def backward(ctx: Any, d_energies: torch.Tensor | None, d_gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         found = ctx.program.weight_gradients(None if d_energies is None else d_energies.numpy(),
                                              None if d_gradient is None else d_gradient.contiguous().numpy())
-        return None, None, None, None, None, *(None if item is None else torch.from_numpy(item).view(weight.shape)
+        return *(None,) * 6, *(None if item is None else torch.from_numpy(item).view(weight.shape)
                                                for item, weight in zip(found, ctx.weights, strict=True))
 
 
 class Program:
     """One evaluation of a Transformer on a tape, a new one if none is given."""
 
-    def __init__(self, transformer: Transformer, species: np.ndarray, senders: np.ndarray, counts: np.ndarray,
-                 vectors: np.ndarray, tape: Tape | None = None) -> None:
+    def __init__(self, transformer: Transformer, species: np.ndarray, conditions: np.ndarray, senders: np.ndarray,
+                 counts: np.ndarray, vectors: np.ndarray, tape: Tape | None = None) -> None:
         self.tape = Tape() if tape is None else tape
         self.weights: dict[nn.Parameter, int] = {}
         self.transformer, self.species, self.senders, self.counts = transformer, species, senders, counts
+        self.conditions = {name: np.ascontiguousarray(conditions[:, k]) for k, name in enumerate(NAMES)}
         self.n_atoms, slots, _ = vectors.shape
         self.vectors = self.tape.hold(vectors, is_moved=True)
         basis, harmonics = transformer.radial, transformer.harmonics
@@ -80,15 +83,28 @@ class Program:
 
     def _transformer(self) -> int:
         module, total = self.transformer, None
-        features = self.tape.run("embed", (1, self.n_atoms, module.config.n_channels), self._weight(module.embedding),
-                                 constants=(self.species,), has_weight=True)
-        for layer, read in zip(module.layers, module.readouts, strict=True):
+        features = self._embed(module.embedding, self.species)
+        for name, table in module.conditions.items():
+            more = self._embed(table, self.conditions[name])
+            features = self.tape.run("add", self.tape.values[features].shape, features, more)
+        for t, (layer, read) in enumerate(zip(module.layers, module.readouts, strict=True)):
             assert isinstance(layer, Layer) and isinstance(read, nn.Sequential)
             features = self._layer(layer, features)
-            energies = self._readout(read, self._scalars(features))
+            energies = self._readout(read, self._scalars(self._of_level(features, t)))
             total = energies if total is None else self.tape.run("add", (self.n_atoms, 1), total, energies)
         assert total is not None
         return total
+
+    def _embed(self, table: torch.Tensor, rows: np.ndarray) -> int:
+        return self.tape.run("embed", (1, self.n_atoms, table.shape[1]), self._weight(table), constants=(rows,), has_weight=True)
+
+    def _of_level(self, features: int, layer: int) -> int:
+        weights = self.transformer.level_weights
+        if weights is None:
+            return features
+        values = self.tape.values[features]
+        zeros = self.tape.hold(np.zeros((1, *values.shape[1:]), values.dtype))
+        return self._weigh(zeros, features, self._weight(weights), layer, self.conditions["level"])
 
     def _layer(self, layer: Layer, features: int) -> int:
         update = self._linear(layer.update, self._product(layer.product, self._attention(layer.attention, features)))
@@ -153,9 +169,9 @@ class Program:
         shape = (n_degrees**2, self.n_atoms, n_out)
         return self.tape.run("linear", shape, features, self._weight(module.weight), has_weight=True)
 
-    def _weigh(self, base: int, values: int, weights: int, order: int) -> int:
-        return self.tape.run("weigh", self.tape.values[base].shape, base, values, weights, constants=(self.species, order),
-                             has_weight=True)
+    def _weigh(self, base: int, values: int, weights: int, order: int, rows: np.ndarray | None = None) -> int:
+        return self.tape.run("weigh", self.tape.values[base].shape, base, values, weights,
+                             constants=(self.species if rows is None else rows, order), has_weight=True)
 
     def _norm(self, values: int, group: int | None = None, factor: float | None = None) -> int:
         shape = self.tape.values[values].shape

@@ -9,16 +9,20 @@
 | A_i^nu | ``Product`` | ``(lm, atoms, channels)`` |
 
 Each layer: ``x <- S_Z W x + W' Product(Attention(x))``, then ``x <- Gate(x)``; the energy of an atom is the sum of a
-linear read-out of each layer's scalars and a small network on the last one's.
+linear read-out of each layer's scalars and a small network on the last one's. Where a model tells total charges,
+multiplicities or levels of theory apart, a vector of each is added to the embedding of every atom, and each level of theory
+reads the scalars with weights of its own.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from sapis.data.conditions import NAMES
 from sapis.model.config import BASE_WIDTHS, ModelConfig
 from sapis.model.edges import EdgeList, Slots
 from sapis.model.layers import Attention, DegreeLinear, Edges, Gate, Product, RadialBasis, add_weighted, readout
@@ -57,15 +61,20 @@ class Transformer(nn.Module):
     Args:
         config: architecture.
         n_species: number of elements.
+        n_conditions: by name, how many total charges, multiplicities and levels of theory are told apart, where several are.
         average_neighbors: mean number of neighbours in the training set, a constant normalisation.
         dtype: of weights and arithmetic. Constant tables are computed in float64 and rounded to ``dtype`` once, so to
             change precision build a new model and load the weights.
     """
 
-    def __init__(self, config: ModelConfig, *, n_species: int, average_neighbors: float, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, *, n_species: int, average_neighbors: float, dtype: torch.dtype,
+                 n_conditions: Mapping[str, int] | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, n_conditions = config, n_conditions or {}
         self.embedding = nn.Parameter(torch.randn(n_species, config.n_channels, dtype=dtype))
+        # From zero: at first no condition changes anything.
+        self.conditions = nn.ParameterDict({name: torch.zeros(n, config.n_channels, dtype=dtype)
+                                            for name, n in n_conditions.items()})
         self.harmonics = Harmonics(config.l_max, dtype)
         self.radial = RadialBasis(config.n_radial, config.cutoff, dtype)
         last, l_max_features = config.n_layers - 1, min(config.l_max_carried, config.l_max)
@@ -82,16 +91,34 @@ class Transformer(nn.Module):
         # root of the width unless the read-out starts smaller (Yang et al., arXiv 2203.03466, table 8).
         for read in self.readouts:
             read.get_parameter("0.weight").data *= math.sqrt(BASE_WIDTHS["n_channels"] / config.n_channels)
+        self.level_weights = (nn.Parameter(torch.ones(n_conditions["level"], config.n_layers, 1, config.n_channels, dtype=dtype))
+                              if "level" in n_conditions else None)
 
-    def forward(self, species: torch.Tensor, links: Slots | EdgeList, vectors: torch.Tensor) -> torch.Tensor:
-        """Per-atom energies ``(atoms,)`` from ``species (atoms,)`` and the vectors of ``links``, ``(..., 3)``."""
+    def forward(self, species: torch.Tensor, conditions: torch.Tensor, links: Slots | EdgeList, vectors: torch.Tensor,
+                ) -> torch.Tensor:
+        """Per-atom energies.
+
+        Args:
+            species: ``(atoms,)``.
+            conditions: indices of charge, multiplicity and level, ``(atoms, 3)``.
+            vectors: of ``links``, ``(..., 3)``.
+
+        Returns:
+            ``(atoms,)``.
+        """
         distances = vectors.square().sum(-1).sqrt()
         radial = self.radial(distances)
         harmonics = self.harmonics(vectors / distances.unsqueeze(-1))
         edges = Edges(links, radial, harmonics)
         features = self.embedding.index_select(0, species).unsqueeze(0)
+        for name, table in self.conditions.items():
+            features = features + table.index_select(0, conditions[:, NAMES.index(name)])
         energies = torch.zeros_like(features[0, :, 0])
-        for layer, read in zip(self.layers, self.readouts, strict=True):
+        for t, (layer, read) in enumerate(zip(self.layers, self.readouts, strict=True)):
             features = layer(features, species, edges)
-            energies = energies + read(features[0]).squeeze(-1)
+            scalars = features[:1]
+            if self.level_weights is not None:
+                level = conditions[:, NAMES.index("level")]
+                scalars = add_weighted(torch.zeros_like(scalars), scalars, self.level_weights, level, t)
+            energies = energies + read(scalars[0]).squeeze(-1)
         return energies

@@ -12,6 +12,8 @@ from sapis.api import load, save
 from sapis.core.errors import ModelError
 from sapis.core.files import hash_file, hash_json
 from sapis.core.seeds import generator
+from sapis.data.conditions import Conditions
+from sapis.data.reference import Energies
 from sapis.data.system import System
 from sapis.model.growth import grow, larger_config
 from sapis.model.potential import TransformerPotential
@@ -19,13 +21,14 @@ from sapis.potential.bundle import hash_tensors
 from sapis.testing.laws import Check, same_function
 
 
-def grow_file(source: Path, target: Path, sizes: Mapping[str, int], *, reference_energies: Mapping[int, float] | None = None,
-              systems: Sequence[System] = (), seed: int = 0) -> tuple[TransformerPotential, Check]:
+def grow_file(source: Path, target: Path, sizes: Mapping[str, int], *, reference_energies: Energies | None = None,
+              conditions: Conditions | None = None, systems: Sequence[System] = (),
+              seed: int = 0) -> tuple[TransformerPotential, Check]:
     """Grow the model of ``source`` and write it to ``target``, whose card says from what it was grown.
 
     Args:
         sizes: as in `sapis.model.growth.larger_config`.
-        reference_energies: E0 in eV of each new element.
+        reference_energies, conditions: as in `sapis.model.growth.Growth`.
         systems: where the two models are compared, in float64; none: a crystal of the model's elements.
         seed: of the new weights that are random.
 
@@ -37,7 +40,8 @@ def grow_file(source: Path, target: Path, sizes: Mapping[str, int], *, reference
     """
     model = load(source)
     small = model.potential
-    large = grow(small, larger_config(small.config, sizes), reference_energies=reference_energies, seed=seed)
+    large = grow(small, larger_config(small.config, sizes), reference_energies=reference_energies, conditions=conditions,
+                 seed=seed)
     check = same_function(small.with_precision("float64"), large.with_precision("float64"), systems or [_crystal(small)])
     if not check.passed:
         raise ModelError(expected=f"the same energies, forces and stresses to {check.limit:g}", received=f"{check.value:.2e}",
@@ -55,5 +59,8 @@ def _crystal(potential: TransformerPotential) -> System:
     side = max(2, int(np.ceil((2 * len(potential.elements)) ** (1 / 3))))
     spacing, rng = 0.35 * potential.cutoff, generator(0, "crystal")
     grid = np.stack(np.meshgrid(*[np.arange(side)] * 3), axis=-1).reshape(-1, 3)
-    return System(numbers=np.resize(potential.elements, len(grid)), cell=side * spacing * np.eye(3), pbc=np.ones(3, dtype=bool),
+    charge, spin, level = potential.conditions.first
+    known = [z for z, energy in zip(potential.elements, potential.reference_energies[0], strict=True) if np.isfinite(energy)]
+    return System(numbers=np.resize(known, len(grid)), charge=charge, spin=spin, level=level,
+                  cell=side * spacing * np.eye(3), pbc=np.ones(3, dtype=bool),
                   positions=spacing * (grid + rng.uniform(-0.15, 0.15, grid.shape)))

@@ -110,21 +110,23 @@ def data(recipe: Recipe, source: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def train(parts: dict[str, list[System]], begun: tuple[TransformerPotential, ReferenceEnergies], training: TrainingConfig,
-          folder: Path, target: Path, card: dict[str, Any]) -> dict[str, Any]:
+def train(parts: dict[str, list[System]], begun: tuple[TransformerPotential, dict[str, ReferenceEnergies]],
+          training: TrainingConfig, folder: Path, target: Path, card: dict[str, Any]) -> dict[str, Any]:
     """Train a potential on ``parts`` and write it as a bundle with ``card``; ``begun`` is from `sapis.training.fit`."""
     potential, references = begun
     run = Training(potential, parts["train"], parts["validation"], training, folder)
     progress = run.run()
     weights_hash = hash_tensors(dict(potential.state_dict()), hash_json(potential.settings()))
-    used = {int(z) for z in potential.elements}
+    named = {level if len(references) > 1 else "": found for level, found in references.items()}
     result = {
         "n_parameters": potential.n_parameters, "n_steps": progress.step, "n_epochs": progress.step / run.n_batches,
         "flops": progress.flops, "backend": ", ".join(progress.backends), "history": progress.history,
         "config": training.model_dump(), "model": potential.config.model_dump(),
         "model_hash": weights_hash, "best_validation_loss": progress.best_score,
-        "reference_energies": by_symbol({z: references.values[z] for z in used if z in references.values}),
-        "reference_source": ", ".join(sorted({references.source[z] for z in used if z in references.source})),
+        "reference_energies": {key: value for level, found in named.items() for key, value in by_symbol(
+            {z: found.values[z] for z in potential.elements if z in found.values}, level).items()},
+        "reference_source": ", ".join(sorted({found.source[z] for found in named.values() for z in potential.elements
+                                              if z in found.source})),
         "force_scale_eV_A": potential.scale, "average_neighbors": potential.average_neighbors,
         "cost": {"cpu_seconds": progress.cpu_seconds, "flops": progress.flops},
     }

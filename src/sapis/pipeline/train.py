@@ -15,9 +15,10 @@ from sapis.core.errors import ConfigError, DataError
 from sapis.core.files import hash_file
 from sapis.core.memory import keep_freed_memory
 from sapis.core.version import __version__
+from sapis.data.conditions import Conditions
 from sapis.data.formats import LabelKeys, read_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
-from sapis.data.reference import reference_energies_from_isolated
+from sapis.data.reference import isolated_by_level
 from sapis.data.splits import random_split
 from sapis.data.system import System, chemical_symbols, hash_systems
 from sapis.evaluate.errors import evaluate
@@ -58,7 +59,8 @@ def train_files(
 
     Args:
         validation: frames to validate on; without it ``n_validation`` random frames of ``data`` (by the seed).
-        isolated: file of one-atom frames for the reference energies; without it least squares.
+        isolated: file of one-atom frames for the reference energies, of several levels of theory frames of each; without it
+            least squares.
         start: a model to go on from, of the same level of theory: its weights, sizes and reference energies.
         waived: names of lint rules whose errors are accepted.
 
@@ -86,13 +88,15 @@ def train_files(
     raise_on_errors(findings, waived=waived)
     begun = known_potential(previous.potential, train, precision=settings.precision) if previous else None
     energy_key = LabelKeys(energy=keys.energy if keys else None)
-    atoms = reference_energies_from_isolated(read_systems(isolated, keys=energy_key)) if isolated else {}
+    atoms = isolated_by_level(read_systems(isolated, keys=energy_key)) if isolated else {}
 
+    isolated_record = {level: {str(z): energy for z, energy in found.items()} for level, found in atoms.items()}
     work = Workspace(output, ["training", "model.sapis"])
     parts = {"train": train, "validation": held}
     hashes = {name: hash_systems(part) for name, part in (parts | test_sets).items()}
     origin = {"started_from": {"file_hash": hash_file(start), "card": previous.card}} if start and previous else {}
-    level = previous.card.get("level_of_theory", "not given") if previous else request.level_of_theory
+    named = ", ".join(begun[0].conditions.levels if begun else Conditions.of(train).levels)
+    level = named or (previous.card.get("level_of_theory", "not given") if previous else request.level_of_theory)
 
     def run_training() -> dict[str, Any]:
         new = begun or new_potential(train, atoms, request.model, precision=settings.precision, seed=settings.seed)
@@ -101,7 +105,7 @@ def train_files(
 
     with work.locked():
         trained = work.step(
-            "train", {"version": __version__, "request": request.model_dump(), "isolated": {str(z): e for z, e in atoms.items()},
+            "train", {"version": __version__, "request": request.model_dump(), "isolated": isolated_record,
                       "train": hashes["train"], "validation": hashes["validation"]} | origin, ["training/model.sapis"],
             run_training)
         model = work.path("training/model.sapis")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from sapis.data.formats import CHARGE_KEYS, SPIN_KEYS, electrons
 from sapis.data.system import System
 from sapis.potential.prediction import Potential
 
@@ -17,27 +19,41 @@ class SapisCalculator(Calculator):
     """ASE calculator: energy, free_energy, energies (eV), forces (eV/Å), stress (eV/Å^3, Voigt xx yy zz yz xz xy, tension
     positive).
 
+    Total charge and multiplicity are those of ``atoms.info["charge"]`` and ``atoms.info["spin"]`` (2S+1), 0 and 1 where it does
+    not say.
+
     Args:
         potential: what computes.
+        level: level of theory, for a model of several.
 
     Raises (on calculation):
-        ModelError: an element the potential does not know.
+        ModelError: an element, charge, multiplicity or level of theory that the potential does not know.
         DataError: coinciding atoms, NaN positions.
         PropertyNotImplementedError: stress without three periodic directions (ASE's own error).
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - as ASE declares it
 
-    def __init__(self, potential: Potential, **kwargs: Any) -> None:
+    def __init__(self, potential: Potential, *, level: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.potential = potential
+        self.potential, self.level = potential, level
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last calculation: ASE's own, which does not look at charge and multiplicity."""
+        changes: list[str] = super().check_state(atoms, tol=tol)
+        keys = (*CHARGE_KEYS, *SPIN_KEYS)
+        if self.atoms is not None and any(self.atoms.info.get(key) != atoms.info.get(key) for key in keys):
+            changes.append("info")
+        return changes
 
     def calculate(self, atoms: Atoms | None = None, properties: list[str] | None = None,
                   system_changes: list[str] = all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
         held = self.atoms
         assert held is not None  # ASE's own calculate keeps a copy of atoms
-        (prediction,) = self.potential.predict([System.from_atoms(held)])
+        bare = System.from_atoms(held)
+        charge, spin = electrons(held.info, bare)
+        (prediction,) = self.potential.predict([replace(bare, charge=charge, spin=spin, level=self.level)])
         self.results = {
             "energy": prediction.energy, "free_energy": prediction.energy,
             "energies": np.array(prediction.energies), "forces": np.array(prediction.forces),

@@ -156,8 +156,7 @@ def smoothness(potential: Potential, systems: Sequence[System], rng: np.random.G
     if not np.isfinite(cutoff):
         return None
     step = tolerances.SMOOTHNESS_STEP.at(potential.precision)
-    pairs = [System(numbers=np.array(pair), positions=np.eye(2, 3))
-             for pair in combinations_with_replacement(_elements(systems), 2)]
+    pairs = _combinations(systems, 2)
     clusters = [replace(system, cell=np.zeros((3, 3)), pbc=np.zeros(3, dtype=bool))
                 for system in systems if len(system) > 2]
     leavers = [_leaving_atom(cluster, cutoff, rng) for cluster in pairs + clusters]
@@ -202,7 +201,7 @@ def batching(potential: Potential, systems: Sequence[System], rng: np.random.Gen
 
 def isolated_atom(potential: Potential, systems: Sequence[System], rng: np.random.Generator) -> Check:
     """A single atom of each element has a finite energy and no force."""
-    lone = [System(numbers=np.array([z]), positions=np.zeros((1, 3))) for z in _elements(systems)]
+    lone = _combinations(systems, 1)
     predictions = potential.predict(lone)
     errors = [np.abs(p.forces).max() if np.isfinite(p.energy) else np.inf for p in predictions]
     return _check("isolated_atom", errors, tolerances.ISOLATED_FORCE, potential,
@@ -350,8 +349,14 @@ def _stress_error(got: np.ndarray | None, expected: np.ndarray | None) -> float:
     return float(np.abs(got - expected).max() / scale)
 
 
-def _elements(systems: Sequence[System]) -> list[int]:
-    return sorted({int(number) for system in systems for number in system.numbers})
+def _combinations(systems: Sequence[System], n_atoms: int) -> list[System]:
+    """``n_atoms`` of the elements that occur together, 1.4 Å apart, with each charge, multiplicity and level of theory."""
+    elements: dict[tuple[int, int, str], set[int]] = {}
+    for system in systems:
+        elements.setdefault((system.charge, system.spin, system.level), set()).update(system.numbers.tolist())
+    return [System(numbers=np.array(numbers), positions=np.eye(n_atoms, 3), charge=charge, spin=spin, level=level)
+            for (charge, spin, level), found in elements.items()
+            for numbers in combinations_with_replacement(sorted(found), n_atoms)]
 
 
 def _force_scale(prediction: Prediction) -> float:
@@ -397,8 +402,9 @@ def _doubled(system: System, cutoff: float) -> System:
     else:
         shift = np.array([np.ptp(system.positions[:, 0]) + 3 * cutoff, 0.0, 0.0])
     positions = np.concatenate([system.positions, system.positions + shift])
-    return System(numbers=np.tile(system.numbers, 2), positions=positions, cell=cell, pbc=system.pbc,
-                  charge=2 * system.charge, spin=2 * system.spin - 1)
+    # To a model the charge, multiplicity and level of theory are what each atom is told, alike in both copies.
+    return System(numbers=np.tile(system.numbers, 2), positions=positions, cell=cell, pbc=system.pbc, charge=system.charge,
+                  spin=system.spin, level=system.level)
 
 
 @dataclass(frozen=True)

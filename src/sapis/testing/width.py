@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sapis.data.batch import Batch, collate, prepare
+from sapis.data.batch import Batch, collate
 from sapis.data.system import System
 from sapis.model.edges import Slots
 from sapis.model.layers import Attention, DegreeLinear, Gate, Product
@@ -34,11 +34,7 @@ def coordinates(potential: TransformerPotential, systems: Sequence[System], conf
         For each part of the model the root mean square of what it makes, ``"size"``, and of how far that has moved since the
         start, ``"change"``, each before the first step and after every step. ``"energy"`` is that of an atom.
     """
-    references = dict(zip(potential.elements, potential.reference_energies, strict=True))
-    samples = [prepare(system, elements=potential.elements, cutoff=potential.cutoff,
-                       reference_energy=float(sum(references[number] for number in system.numbers.tolist())))
-               for system in systems]
-    batch = collate(samples, cutoff=potential.cutoff, dtype=potential.dtype)
+    batch = collate([potential.sample(system) for system in systems], cutoff=potential.cutoff, dtype=potential.dtype)
     optimizer = make_optimizer(weight_groups(potential), config)
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * group["rate_factor"]
@@ -66,7 +62,7 @@ def activations(potential: TransformerPotential, batch: Batch) -> dict[str, torc
              if isinstance(module, WATCHED)]
     try:
         with torch.no_grad():
-            found["energy"] = potential.transformer(batch.species, Slots.of(batch), batch.vectors)
+            found["energy"] = potential.transformer(batch.species, batch.conditions, Slots.of(batch), batch.vectors)
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from sapis.core.errors import TrainingError
+from sapis.data.conditions import Conditions
 from sapis.data.neighbors import edge_list
-from sapis.data.reference import ReferenceEnergies, choose_reference_energies, total_reference
+from sapis.data.reference import Energies, ReferenceEnergies, by_level, choose_reference_energies, total_reference
 from sapis.data.system import System
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
@@ -18,39 +20,57 @@ from sapis.model.potential import TransformerPotential
 N_FRAMES_FOR_NEIGHBORS = 50
 
 
-def new_potential(train: Sequence[System], isolated: Mapping[int, float], config: ModelConfig, *, precision: str, seed: int,
-                  ) -> tuple[TransformerPotential, ReferenceEnergies]:
-    """An untrained potential for the elements of ``train``, and the reference energies that it holds.
+def new_potential(train: Sequence[System], isolated: Energies, config: ModelConfig, *, precision: str, seed: int,
+                  ) -> tuple[TransformerPotential, dict[str, ReferenceEnergies]]:
+    """An untrained potential for the elements, charges, multiplicities and levels of theory of ``train``, and the reference
+    energies that it holds, by level.
 
     Energies of isolated atoms are used where every element has one, else least squares; to either the mean energy per atom
     that remains is added, so that the network starts at the mean.
 
     Raises:
         TrainingError: no frame.
+        DataError: isolated atoms of another level; frames with a level of theory beside others without one.
     """
     if not train:
         raise TrainingError(expected="at least one training frame", received="none", where="training set",
                             todo="give more frames, or a smaller validation set")
-    labelled = [system for system in train if system.energy is not None]
-    references = choose_reference_energies(train, isolated) if labelled or isolated else ReferenceEnergies({}, {})
-    remains = [(system.energy or 0.0) - total_reference(system, references.values) for system in labelled]
-    shift = float(sum(remains) / sum(len(system) for system in labelled)) if labelled else 0.0
+    conditions = Conditions.of(train)
     elements = sorted({int(number) for system in train for number in system.numbers})
+    references: dict[str, ReferenceEnergies] = {}
+    rows = []
+    for level, energies in by_level(isolated, conditions.levels).items():
+        own = [system for system in train if system.level == level]
+        references[level], shift = _references(own, energies)
+        # An element that this level has not seen has no energy there; one without any energy learns from forces alone.
+        seen = {int(number) for system in own for number in system.numbers}
+        rows.append([references[level].values.get(z, 0.0) + shift if z in seen else math.nan for z in elements])
     frames = train[:: max(1, len(train) // N_FRAMES_FOR_NEIGHBORS)]
     n_neighbors = np.mean([len(edge_list(system, config.cutoff)[0]) / len(system) for system in frames])
     potential = TransformerPotential(
-        config, elements=elements, reference_energies=[references.values.get(z, 0.0) + shift for z in elements],
-        scale=_force_scale(train), average_neighbors=float(n_neighbors), precision=precision, seed=seed,
+        config, elements=elements, reference_energies=rows, scale=_force_scale(train), average_neighbors=float(n_neighbors),
+        precision=precision, conditions=conditions, seed=seed,
     )
     return potential, references
 
 
+def _references(systems: Sequence[System], isolated: Mapping[int, float]) -> tuple[ReferenceEnergies, float]:
+    """Reference energies of the systems of one level, and the mean energy per atom that remains."""
+    labelled = [system for system in systems if system.energy is not None]
+    if not labelled:
+        return (choose_reference_energies(systems, isolated) if isolated else ReferenceEnergies({}, {})), 0.0
+    references = choose_reference_energies(systems, isolated)
+    remains = [(system.energy or 0.0) - total_reference(system, references.values) for system in labelled]
+    return references, float(sum(remains) / sum(len(system) for system in labelled))
+
+
 def known_potential(potential: TransformerPotential, train: Sequence[System], *, precision: str,
-                    ) -> tuple[TransformerPotential, ReferenceEnergies]:
+                    ) -> tuple[TransformerPotential, dict[str, ReferenceEnergies]]:
     """A copy of ``potential`` that goes on training, with its own reference energies, sizes and scales.
 
     Raises:
         TrainingError: elements that it does not know.
+        ModelError: a charge, multiplicity or level of theory that it does not know.
     """
     unknown = {int(number) for system in train for number in system.numbers} - set(potential.elements)
     if unknown:
@@ -59,9 +79,13 @@ def known_potential(potential: TransformerPotential, train: Sequence[System], *,
             received=", ".join(chemical_symbols[z] for z in sorted(unknown)), where="training set",
             todo="add them to the model first: `sapis grow MODEL LARGER --element SYMBOL=ENERGY`",
         )
-    energies = dict(zip(potential.elements, potential.reference_energies, strict=True))
-    return (potential.with_precision(precision).requires_grad_().train(),
-            ReferenceEnergies(energies, dict.fromkeys(energies, "the model it started from")))
+    for system in train:
+        potential.conditions.indices(system)
+    references = {}
+    for level, row in zip(potential.conditions.levels or ("",), potential.reference_energies, strict=True):
+        energies = dict(zip(potential.elements, row, strict=True))
+        references[level] = ReferenceEnergies(energies, dict.fromkeys(energies, "the model it started from"))
+    return potential.with_precision(precision).requires_grad_().train(), references
 
 
 def _force_scale(train: Sequence[System]) -> float:
@@ -71,6 +95,6 @@ def _force_scale(train: Sequence[System]) -> float:
     return rms or 1.0
 
 
-def by_symbol(energies: Mapping[int, float]) -> dict[str, float]:
-    """``{8: …}`` -> ``{"O": …}``."""
-    return {chemical_symbols[number]: value for number, value in energies.items()}
+def by_symbol(energies: Mapping[int, float], level: str = "") -> dict[str, float]:
+    """``{8: …}`` -> ``{"O": …}``, or ``{"O at LEVEL": …}``."""
+    return {f"{chemical_symbols[number]}{f' at {level}' if level else ''}": value for number, value in energies.items()}

@@ -18,7 +18,7 @@ from sapis.core.errors import FileError, TrainingError
 from sapis.core.files import hash_json, replacing
 from sapis.core.progress import progress_bar
 from sapis.core.seeds import generator
-from sapis.data.batch import Sample, collate, prepare
+from sapis.data.batch import collate
 from sapis.data.system import System, hash_systems
 from sapis.model.backend import backend_of
 from sapis.model.cost import counted_flops
@@ -88,8 +88,8 @@ class Training:
                                 received="none", where="training settings", todo="give one of them")
         torch.set_num_threads(config.threads)
         self.potential, self.config, self.folder = potential, config, folder
-        self.samples = [self._prepare(system) for system in train]
-        self.validation = [self._prepare(system) for system in validation]
+        self.samples = [potential.sample(system) for system in train]
+        self.validation = [potential.sample(system) for system in validation]
         self.weights = list(potential.parameters())
         self.parameters: dict[str, torch.Tensor] = dict(potential.named_parameters())
         self.optimizer = make_optimizer(weight_groups(potential), config)
@@ -103,11 +103,6 @@ class Training:
         })
         self.flops_of_batch = counted_flops(potential.transformer)
         self.board: Any = None
-
-    def _prepare(self, system: System) -> Sample:
-        reference = sum(self.potential.reference_energies[self.potential.elements.index(z)] for z in system.numbers.tolist()
-                        if z in self.potential.elements)
-        return prepare(system, elements=self.potential.elements, cutoff=self.potential.cutoff, reference_energy=reference)
 
     def run(self, *, until: float = 1.0) -> Progress:
         """Train to the end of the budget, from the last checkpoint if there is one; the potential gets the best weights

@@ -31,14 +31,15 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: weights, each with a gradient at every step or at none; or groups of them, whose ``rate_factor`` says by
-            how much their ``lr`` was multiplied for their width (see `sapis.model.axes.rate_factors`).
+            how much their ``lr`` was multiplied for their width (see `sapis.model.axes.rate_factors`), and ``has_matrices``
+            whether they may be matrices: the rows of a table do not belong together.
         lr: learning rate.
         momentum: decay of the mean of the gradients of matrices.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95,
                  ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "has_matrices": True})
         self._stacks: _Stacks | None = None
 
     @torch.no_grad()
@@ -72,7 +73,7 @@ class Muon(torch.optim.Optimizer):
             together: dict[tuple[Any, ...], list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    is_matrix = parameter.ndim > 1 and min(parameter.shape[-2:]) >= SHORTEST
+                    is_matrix = group["has_matrices"] and parameter.ndim > 1 and min(parameter.shape[-2:]) >= SHORTEST
                     # Weights that came later, by growth, have made fewer steps.
                     n_steps = float(self.state[parameter].get("step", 0))
                     together.setdefault((tuple(parameter.shape[-2:]) if is_matrix else (), n_steps), []).append(parameter)

@@ -9,24 +9,25 @@ from typing import Any
 
 import torch
 
-from sapis.model.axes import rate_factors
+from sapis.model.axes import rate_factors, reads
 from sapis.model.potential import TransformerPotential
 from sapis.training.config import TrainingConfig
 from sapis.training.muon import Muon
 
 
 def weight_groups(potential: TransformerPotential) -> list[dict[str, Any]]:
-    """The weights in groups that share a learning rate, as optimisers take them; they are numbered in this order.
+    """The weights in groups that are treated alike, as optimisers take them; they are numbered in this order.
 
-    Each group holds its ``params``, their ``names`` and the ``rate_factor`` by which the learning rate of the default width is
-    multiplied. At that width all factors are 1 and there is one group.
+    Each group holds its ``params``, their ``names``, the ``rate_factor`` by which the learning rate of the default width is
+    multiplied (1 at that width), and whether they may be matrices (``has_matrices``) or are tables.
     """
-    factors = rate_factors(potential.transformer, potential.elements)
-    groups: dict[float, list[str]] = defaultdict(list)
-    for name, factor in factors.items():
-        groups[factor].append(f"transformer.{name}")
-    return [{"params": [potential.get_parameter(name) for name in names], "names": names, "rate_factor": factor}
-            for factor, names in sorted(groups.items())]
+    known = potential.transformer, potential.elements, potential.conditions
+    has_matrices = reads(*known)
+    groups: dict[tuple[float, bool], list[str]] = defaultdict(list)
+    for name, factor in rate_factors(*known).items():
+        groups[factor, has_matrices[name]].append(f"transformer.{name}")
+    return [{"params": [potential.get_parameter(name) for name in names], "names": names, "rate_factor": factor,
+             "has_matrices": is_read} for (factor, is_read), names in sorted(groups.items())]
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], config: TrainingConfig,
