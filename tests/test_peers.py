@@ -103,7 +103,7 @@ def test_errors_are_those_of_sapis() -> None:
 
 def test_plain_transformer_has_forces_that_are_its_gradient() -> None:
     own = problem()
-    assert check_peer(plain(own), own.parts["train"][0]) < 0.02
+    assert check_peer(plain(own), own.parts["train"][0], own.cutoff) < 0.02
 
 
 def test_wrong_forces_are_refused() -> None:
@@ -114,7 +114,7 @@ def test_wrong_forces_are_refused() -> None:
 
     own = problem()
     with pytest.raises(ValueError, match="not -dE/dr"):
-        check_peer(Wrong(own, **SMALL), own.parts["train"][0])
+        check_peer(Wrong(own, **SMALL), own.parts["train"][0], own.cutoff)
 
 
 def test_plain_transformer_is_smooth_at_its_cutoff_and_blind_beyond() -> None:
@@ -232,3 +232,30 @@ def test_installed_peer_trains(entry: Entry, tmp_path: Path) -> None:
                    env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["n_steps"] > 0 and np.isfinite(result["errors"]["test"]["force_rmse_meV_A"])
+
+
+def test_forces_are_checked_where_no_atom_passes_the_cutoff() -> None:
+    """A network that jumps there, and one whose forces are wrong elsewhere."""
+    class Jumps(Driver):
+        factor = 1.0
+
+        def predict(self, batch, *, create_graph):  # type: ignore[no-untyped-def]
+            energies, forces = super().predict(batch, create_graph=create_graph)
+            near = (torch.cdist(batch.positions, batch.positions) < batch_cutoff).sum()
+            return energies + 10.0 * near, self.factor * forces
+
+    own = problem()
+    batch_cutoff = own.cutoff
+    frame = own.parts["train"][0]
+    away = frame.positions[0] + np.array([0.0, 0.0, own.cutoff + 1e-4])
+    frame = replace(frame, numbers=np.append(frame.numbers, 1), positions=np.vstack([frame.positions, away]))
+    torch.manual_seed(0)
+    jumps = Jumps(own, **SMALL)
+    moved = [replace(frame, positions=frame.positions + np.array([[0.0, 0.0, z]] + [[0.0] * 3] * 5)) for z in (-0.001, 0.001)]
+    before, after = (float(jumps.predict(jumps.collate([jumps.prepare(one)]), create_graph=False)[0].detach().sum())
+                     for one in moved)
+    assert after - before == pytest.approx(20.0, abs=0.1)
+    assert check_peer(jumps, frame, own.cutoff) < 0.02
+    jumps.factor = 1.5
+    with pytest.raises(ValueError, match="not -dE/dr"):
+        check_peer(jumps, frame, own.cutoff)

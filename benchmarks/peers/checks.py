@@ -9,17 +9,23 @@ import torch
 
 from benchmarks.peers.protocol import Frame, Peer
 
-STEP = 0.01  # Å, of all atoms together: beyond float32's rounding, within the reach of a central difference
+STEP = 0.01  # Å, of all that move together: beyond float32's rounding, within the reach of a central difference
+N_MOVED = 3  # atoms: in a liquid more have always some pair that passes the cutoff
 N_DIRECTIONS = 4
 TOLERANCE = 0.02  # of the slope, in float32
 SMALL = 0.05  # eV/Å: slopes below it drown in the rounding of the energy, and are compared as if they were this large
 
 
-def check_peer(peer: Peer, frame: Frame) -> float:
+N_TRIES = 200
+
+
+def check_peer(peer: Peer, frame: Frame, cutoff: float) -> float:
     """Relative difference between the forces and the slope of the energy along a few directions.
 
-    The first direction is that of the forces themselves, where the slope is largest; the others are random. Networks whose first
-    output is almost constant show little before their training, hence the same check after it.
+    The first direction is that of the largest forces, the others are random. Directions along which a pair of atoms passes the
+    cutoff (Å) are left out: whether forces belong to the energy is asked here, not whether the energy is continuous there
+    (GotenNet's is not). Networks whose first output is almost constant show little before their training, hence the same check
+    after it.
 
     Raises:
         ValueError: an energy or force is not finite, or they do not belong together.
@@ -27,11 +33,8 @@ def check_peer(peer: Peer, frame: Frame) -> float:
     energy, forces = _predict(peer, frame)
     if not np.isfinite(energy) or not np.isfinite(forces).all():
         raise ValueError(f"{type(peer).__module__}: energy {energy} or a force is not finite")
-    random = np.random.default_rng(0)
-    directions = [forces, *random.normal(size=(N_DIRECTIONS - 1, *forces.shape))]
     slopes, projections = [], []
-    for direction in directions:
-        step = STEP * direction / np.linalg.norm(direction)
+    for step in _steps(frame, forces, cutoff):
         ahead, behind = (_predict(peer, replace(frame, positions=frame.positions + sign * step))[0] for sign in (1, -1))
         slopes.append((behind - ahead) / (2 * STEP))
         projections.append((forces * step).sum() / STEP)
@@ -39,6 +42,31 @@ def check_peer(peer: Peer, frame: Frame) -> float:
     if not error < TOLERANCE:
         raise ValueError(f"{type(peer).__module__}: forces are not -dE/dr: slopes of the energy {slopes}, forces {projections}")
     return error
+
+
+def _steps(frame: Frame, forces: np.ndarray, cutoff: float) -> list[np.ndarray]:
+    """Displacements of length `STEP` to either side of which each atom has the same neighbours."""
+    random = np.random.default_rng(0)
+    steps: list[np.ndarray] = []
+    for n in range(N_TRIES):
+        is_first = n == 0 and forces.any()
+        moved = np.argsort(np.linalg.norm(forces, axis=1))[-N_MOVED:] if is_first else random.permutation(len(forces))[:N_MOVED]
+        step = np.zeros_like(forces)
+        step[moved] = forces[moved] if is_first else random.normal(size=(len(moved), 3))
+        step *= STEP / np.linalg.norm(step)
+        if (_is_near(frame, frame.positions + step, cutoff) == _is_near(frame, frame.positions - step, cutoff)).all():
+            steps.append(step)
+        if len(steps) == N_DIRECTIONS:
+            return steps
+    raise ValueError(f"no {N_DIRECTIONS} directions of {N_TRIES} along which no pair of atoms passes the cutoff within {STEP} Å")
+
+
+def _is_near(frame: Frame, positions: np.ndarray, cutoff: float) -> np.ndarray:
+    """Which pairs of atoms, nearest images included, are within the cutoff, ``(images, atoms, atoms)``."""
+    shifts = np.array(list(np.ndindex(3, 3, 3))) - 1
+    images = shifts[(shifts[:, ~frame.pbc] == 0).all(1)] @ frame.cell
+    vectors = positions[:, None] - positions
+    return np.stack([np.linalg.norm(vectors + image, axis=2) < cutoff for image in images])
 
 
 def _predict(peer: Peer, frame: Frame) -> tuple[float, np.ndarray]:

@@ -40,7 +40,7 @@ def run_job(path: Path) -> dict[str, Any]:
     frame = problem.parts["train"][0]
     peer = load_peer(job["driver"], problem, seed=0, **job["options"])
     if job["is_checked"]:
-        check_peer(peer, frame)
+        check_peer(peer, frame, problem.cutoff)
     peer.module.eval()
     random, seconds, start = np.random.default_rng(0), [], time.monotonic()
     while len(seconds) < N_WARM_UP + MIN_CALLS or time.monotonic() - start < SECONDS:

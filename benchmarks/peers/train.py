@@ -305,7 +305,7 @@ def run_job(path: Path) -> dict[str, Any]:
     keep_freed_memory()
     problem = read_problem(Path(job["problem"]))
     peer = load_peer(job["driver"], problem, seed=job["seed"], **job["options"])
-    force_check = check_peer(peer, problem.parts["validation"][0])
+    force_check = check_peer(peer, problem.parts["validation"][0], problem.cutoff)
     n_parameters = sum(value.numel() for value in peer.module.parameters() if value.requires_grad)
     print(f"{job['name']}: {peer.package} {version(peer.package)}, {n_parameters:,} parameters, "
           f"forces = -dE/dr within {force_check:.1e}", flush=True)
@@ -316,7 +316,7 @@ def run_job(path: Path) -> dict[str, Any]:
         "package": peer.package, "version": version(peer.package), "torch": torch.__version__, "n_parameters": n_parameters,
         "n_steps": state.step, "cpu_seconds": state.cpu_seconds, "flops": state.flops,
         "flops_per_step": training.flops_of_step, "history": state.history, "errors": state.errors,
-        "force_check": {"untrained": force_check, "trained": check_peer(peer, problem.parts["validation"][0])},
+        "force_check": {"untrained": force_check, "trained": check_peer(peer, problem.parts["validation"][0], problem.cutoff)},
         "peak_memory_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
