@@ -244,6 +244,11 @@ def test_from_files_to_a_model_of_two_levels_and_on_to_a_third(tmp_path: Path) -
     assert sapis("evaluate", path, tmp_path / "bare.xyz").code == 2
     assert sapis("evaluate", path, tmp_path / "bare.xyz", "--level", "B").code == 0
 
+    write_systems(tmp_path / "one.xyz", bare[:1])
+    assert sapis("md", path, tmp_path / "one.xyz", "--time-ps", "0.005").code == 2
+    assert sapis("md", path, tmp_path / "one.xyz", "--time-ps", "0.005", "--level", "A").code == 0
+    assert "pass" in sapis("check-model", path, tmp_path / "one.xyz", "--level", "A").text
+
     ending = sapis("train", tmp_path / "new.xyz", "--output", tmp_path / "third", "--start", path, "--n-validation", "4")
     assert ending.code == 2 and "level of theory that the model knows" in ending.text
     energies = [item for symbol in ("H", "C", "O") for item in ("--element", f"{symbol}@C=-1.5")]

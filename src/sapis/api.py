@@ -43,9 +43,8 @@ class Model:
             ModelError: a precision or a level that the model does not have.
         """
         levels = self.potential.conditions.levels
-        if level not in levels and (level or len(levels) > 1):
-            raise ModelError(expected=f"a level of theory that the model knows: {', '.join(levels) or 'it does not say which'}",
-                             received=level or "none", where="level", todo="give one of them")
+        if levels and level not in levels and (level or len(levels) > 1):
+            raise ModelError(expected=f"a level of theory that the model knows: {', '.join(levels)}", received=level or "none", where="level", todo="give one of them")
         potential = self.potential if precision is None else self.potential.with_precision(_known(precision))
         return SapisCalculator(potential.to(device), level=level)
 

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from sapis.cli.options import Level, at_level
+
 
 def check_model(
     model: Annotated[Path, typer.Argument(help="A model bundle.")],
     structure: Annotated[Path, typer.Argument(help="A structure of the model's elements (anything ASE reads).")],
     precision: Annotated[str, typer.Option(help="float32 or float64")] = "float64",
     n_structures: Annotated[int, typer.Option(min=1, help="How many frames to check on.")] = 2,
+    level: Level = "",
 ) -> None:
     """Equivariance, forces, stress, smoothness, extensivity, NVE drift and order. Exit code 1 if a check fails."""
     from sapis.api import load
@@ -22,8 +25,9 @@ def check_model(
     from sapis.testing.laws import check_potential
 
     loaded = load(model, precision=precision)
-    systems = [system.without_labels() for system in read_systems(structure)[:n_structures]]
-    checks = [*check_potential(loaded.potential, systems), *dynamics_checks(loaded.calculator(), systems[0])]
+    systems = [system.without_labels() for system in at_level(read_systems(structure)[:n_structures], level)]
+    calculator = loaded.calculator(level=systems[0].level)
+    checks = [*check_potential(loaded.potential, systems), *dynamics_checks(calculator, systems[0])]
     for check in checks:
         mark = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
         console.print(f"{mark}  {check.name:28s} {check.value:.3g} {check.unit} (limit {check.limit:.3g})", highlight=False)

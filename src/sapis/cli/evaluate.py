@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys, refuse_inputs
+from sapis.cli.options import EnergyKey, ForcesKey, Level, StressKey, at_level, label_keys, refuse_inputs
 
 
 def evaluate(
@@ -17,8 +16,7 @@ def evaluate(
     precision: Annotated[str | None, typer.Option(help="float32 or float64; default: as trained.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write all figures as JSON here.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write predictions (extended xyz: sapis_energy, …) here.")] = None,
-    level: Annotated[str, typer.Option(help="Level of theory of frames that do not name it.")] = "",
-    energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+    level: Level = "", energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
 ) -> None:
     """Energy, force and stress errors (MAE and RMSE), by element and by temperature."""
     from sapis.api import load
@@ -28,8 +26,7 @@ def evaluate(
 
     refuse_inputs({"--output": output, "--predictions": predictions}, [model, data])
     potential = load(model, precision=precision).potential
-    systems = [system if system.level else replace(system, level=level)
-               for system in read_systems(data, keys=label_keys(energy_key, forces_key, stress_key))]
+    systems = at_level(read_systems(data, keys=label_keys(energy_key, forces_key, stress_key)), level)
     errors = compare(potential, systems)
     for name, value in errors.items():
         if name != "parity" and isinstance(value, int | float):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sapis.cli.options import refuse_inputs
+from sapis.cli.options import Level, at_level, refuse_inputs
 
 
 def md(
@@ -20,6 +20,7 @@ def md(
     precision: Annotated[str, typer.Option(help="float32 or float64")] = "float64",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     order: Annotated[bool, typer.Option(help="Also test that the energy error falls as the square of the timestep.")] = False,
+    level: Level = "",
     output: Annotated[Path | None, typer.Option(help="Write the record as JSON here.")] = None,
 ) -> None:
     """NVE (drift, fluctuation) or NVT (temperature, stability) dynamics."""
@@ -32,13 +33,14 @@ def md(
     refuse_inputs({"--output": output}, [model, structure])
     if ensemble not in ("nve", "nvt"):
         raise ConfigError(expected="nve or nvt", received=ensemble, where="--ensemble", todo="give one of them")
-    calculator = load(model).calculator(precision)
-    atoms = read_systems(structure)[0].to_atoms()
+    (system,) = at_level(read_systems(structure)[:1], level)
+    calculator = load(model).calculator(precision, level=system.level)
+    atoms = system.to_atoms()
     atoms.calc = calculator
     kind = run_nve if ensemble == "nve" else run_nvt
     record = kind(atoms, temperature_K=temperature_K, timestep_fs=timestep_fs, time_ps=time_ps, seed=seed).to_record()
     if order:
-        start = read_systems(structure)[0].to_atoms()
+        start = system.to_atoms()
         start.calc = calculator
         record["order"] = order_test(start, temperature_K=temperature_K, seed=seed).to_record()
     for name, value in record.items():

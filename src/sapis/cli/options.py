@@ -9,10 +9,13 @@ import typer
 
 if TYPE_CHECKING:
     from sapis.data.formats import LabelKeys
+    from sapis.data.system import System
 
 EnergyKey = Annotated[str | None, typer.Option(help="Key of the energy labels; default: found by itself.")]
 ForcesKey = Annotated[str | None, typer.Option(help="Key of the force labels; default: found by itself.")]
 StressKey = Annotated[str | None, typer.Option(help="Key of the stress labels; default: found by itself.")]
+
+Level = Annotated[str, typer.Option(help="Level of theory of frames that do not name it, for a model of several.")]
 
 
 def refuse_inputs(outputs: dict[str, Path | None], inputs: list[Path]) -> None:
@@ -27,6 +30,13 @@ def refuse_inputs(outputs: dict[str, Path | None], inputs: list[Path]) -> None:
         if output is not None and output.resolve() in [path.resolve() for path in inputs]:
             raise ConfigError(expected="an output that is none of the input files", received=str(output), where=option,
                               todo="choose another name")
+
+
+def at_level(systems: list[System], level: str) -> list[System]:
+    """``systems``, those without a level of theory at ``level``."""
+    from dataclasses import replace
+
+    return [system if system.level else replace(system, level=level) for system in systems]
 
 
 def label_keys(energy: str | None, forces: str | None, stress: str | None) -> LabelKeys:
