@@ -44,7 +44,8 @@ class Model:
         """
         levels = self.potential.conditions.levels
         if levels and level not in levels and (level or len(levels) > 1):
-            raise ModelError(expected=f"a level of theory that the model knows: {', '.join(levels)}", received=level or "none", where="level", todo="give one of them")
+            raise ModelError(expected=f"a level of theory that the model knows: {', '.join(levels)}",
+                             received=level or "none", where="level", todo="give one of them")
         potential = self.potential if precision is None else self.potential.with_precision(_known(precision))
         return SapisCalculator(potential.to(device), level=level)
 
