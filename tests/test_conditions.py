@@ -145,6 +145,13 @@ def test_a_level_without_an_energy_for_an_element_says_so() -> None:
         new_potential(frames, {"BLYP": {1: -0.4}}, small_config(), precision="float64", seed=0)
 
 
+def test_a_sample_is_less_the_reference_energies_of_its_level() -> None:
+    for level, row in zip(KNOWN.levels, ROWS, strict=True):
+        system = ion(level=level, energy=-5.0)
+        expected = -5.0 - sum(row[ELEMENTS.index(z)] for z in system.numbers.tolist())
+        assert potential_of().sample(system).energy == pytest.approx(expected, abs=1e-9)
+
+
 def test_files_keep_them(tmp_path: Path) -> None:
     write_systems(tmp_path / "frames.xyz", SYSTEMS)
     found = read_systems(tmp_path / "frames.xyz")

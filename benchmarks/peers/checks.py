@@ -12,11 +12,9 @@ from benchmarks.peers.protocol import Frame, Peer
 STEP = 0.01  # Å, of all that move together: beyond float32's rounding, within the reach of a central difference
 N_MOVED = 3  # atoms: in a liquid more have always some pair that passes the cutoff
 N_DIRECTIONS = 4
+N_TRIES = 200  # directions drawn until there are so many
 TOLERANCE = 0.02  # of the slope, in float32
 SMALL = 0.05  # eV/Å: slopes below it drown in the rounding of the energy, and are compared as if they were this large
-
-
-N_TRIES = 200
 
 
 def check_peer(peer: Peer, frame: Frame, cutoff: float) -> float:

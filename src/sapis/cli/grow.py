@@ -40,7 +40,7 @@ def grow(
         "order": order, "n_radial": n_radial, "n_hidden_readout": n_hidden_readout, "l_max": l_max,
         "l_max_product": l_max_product, "l_max_carried": l_max_carried,
     }
-    conditions = Conditions(tuple(sorted(set(charge or []))), tuple(sorted(set(spin or []))), tuple(sorted(set(level or []))))
+    conditions = Conditions.having(charge or [], spin or [], level or [])
     grown, check = grow_file(model, output, {name: size for name, size in sizes.items() if size is not None}, seed=seed,
                              reference_energies=_energies(element or []), conditions=conditions,
                              systems=read_systems(structure)[:1] if structure else ())

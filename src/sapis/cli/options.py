@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,8 +35,6 @@ def refuse_inputs(outputs: dict[str, Path | None], inputs: list[Path]) -> None:
 
 def at_level(systems: list[System], level: str) -> list[System]:
     """``systems``, those without a level of theory at ``level``."""
-    from dataclasses import replace
-
     return [system if system.level else replace(system, level=level) for system in systems]
 
 

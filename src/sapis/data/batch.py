@@ -81,7 +81,7 @@ def species_indices(system: System, elements: Sequence[int]) -> np.ndarray:
         known = ", ".join(chemical_symbols[number] for number in elements)
         raise ModelError(
             expected=f"elements that the model knows ({known})", received=f"unknown element(s): {names}",
-            where=system.error(expected="", received="").where,
+            where=system.where,
             todo=f"use a model trained with {names}, or remove these structures",
         )
     return np.searchsorted(np.asarray(elements), system.numbers)

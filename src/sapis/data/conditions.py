@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,6 +41,11 @@ class Conditions:
                                  received=str(list(values)), where="conditions of the model", todo="sort them")
 
     @classmethod
+    def having(cls, charges: Iterable[int] = (), spins: Iterable[int] = (), levels: Iterable[str] = ()) -> Conditions:
+        """Those that occur in the arguments, in whatever order and however often."""
+        return cls(tuple(sorted(set(charges))), tuple(sorted(set(spins))), tuple(sorted(set(levels))))
+
+    @classmethod
     def of(cls, systems: Sequence[System]) -> Conditions:
         """Those of ``systems``.
 
@@ -52,12 +57,11 @@ class Conditions:
             unnamed = next(system for system in systems if not system.level)
             raise unnamed.error(expected=f"a level of theory, as other frames have ({', '.join(sorted(levels - {''}))})",
                                 received="none", key="level_of_theory", todo="name it in every frame, or in none")
-        return cls(tuple(sorted({system.charge for system in systems})), tuple(sorted({system.spin for system in systems})),
-                   tuple(sorted(levels - {""})))
+        return cls.having((system.charge for system in systems), (system.spin for system in systems), levels - {""})
 
     def __or__(self, other: Conditions) -> Conditions:
         """What either knows."""
-        return Conditions(*(tuple(sorted({*mine, *theirs})) for mine, theirs in zip(self.values, other.values, strict=True)))
+        return self.having(*(mine + theirs for mine, theirs in zip(self.values, other.values, strict=True)))
 
     @property
     def values(self) -> tuple[tuple[Any, ...], ...]:
@@ -68,6 +72,11 @@ class Conditions:
     def told_apart(self) -> dict[str, tuple[Any, ...]]:
         """By name, the values of each condition that has several."""
         return {name: values for name, values in zip(NAMES, self.values, strict=True) if len(values) > 1}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By name, how many values each condition has that has several."""
+        return {name: len(values) for name, values in self.told_apart.items()}
 
     def indices(self, system: System) -> np.ndarray:
         """Positions of a system's charge, spin and level among the known ones, ``(3,)`` int64.
@@ -86,7 +95,7 @@ class Conditions:
         known = ", ".join(map(str, values))
         raise ModelError(
             expected=f"a {_LONG[name]} that the model knows ({known})", received=str(value) or "none",
-            where=system.error(expected="", received="").where,
+            where=system.where,
             todo="name one of them" if name == "level" else "use a model trained with it, or set one that it knows",
         )
 

@@ -103,9 +103,13 @@ class System:
 
     def error(self, *, expected: str, received: str, key: str = "", todo: str = "mend the input") -> DataError:
         """A `DataError` that names this structure's file and frame as far as its tags tell them."""
-        place = ", ".join(f"{name} {self.tags[name]}" for name in ("file", "frame") if name in self.tags)
-        where = ", ".join(part for part in (place or self.formula, f"key {key!r}" if key else "") if part)
+        where = f"{self.where}, key {key!r}" if key else self.where
         return DataError(expected=expected, received=received, where=where, todo=todo)
+
+    @property
+    def where(self) -> str:
+        """File and frame as far as the tags tell them, else the formula: for messages."""
+        return ", ".join(f"{name} {self.tags[name]}" for name in ("file", "frame") if name in self.tags) or self.formula
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -149,7 +149,7 @@ def rate_factors(transformer: Transformer, elements: Sequence[int], conditions: 
     base = transformer.config.model_copy(update=BASE_WIDTHS)
     with torch.random.fork_rng(devices=[]):  # only its shapes are wanted
         narrow = Transformer(base, n_species=len(elements), average_neighbors=1.0, dtype=torch.float32,
-                             n_conditions={name: len(values) for name, values in conditions.told_apart.items()})
+                             n_conditions=conditions.sizes)
     base_fan_in = {name: _fan_in(axes) for name, axes in weight_axes(narrow, elements, conditions).items()}
     return {name: base_fan_in[name] / _fan_in(axes) for name, axes in weight_axes(transformer, elements, conditions).items()}
 

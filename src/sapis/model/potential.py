@@ -65,7 +65,7 @@ class TransformerPotential(nn.Module):
             torch.manual_seed(seed)
             self.transformer = Transformer(
                 config, n_species=len(elements), average_neighbors=max(1.0, average_neighbors), dtype=DTYPES[precision],
-                n_conditions={name: len(values) for name, values in self.conditions.told_apart.items()})
+                n_conditions=self.conditions.sizes)
 
     @property
     def cutoff(self) -> float:
@@ -147,8 +147,11 @@ class TransformerPotential(nn.Module):
             ModelError: an element, charge, multiplicity or level of theory that the model does not know.
             DataError: coinciding atoms.
         """
-        sample = prepare(system, elements=self.elements, cutoff=self.cutoff, conditions=self.conditions)
+        sample = self._prepare(system)
         return replace(sample, energy=sample.energy - float(self._references(system, sample).sum()))
+
+    def _prepare(self, system: System) -> Sample:
+        return prepare(system, elements=self.elements, cutoff=self.cutoff, conditions=self.conditions)
 
     def _references(self, system: System, sample: Sample) -> np.ndarray:
         found: np.ndarray = self.reference_energies[sample.conditions[2], sample.species]
@@ -157,7 +160,7 @@ class TransformerPotential(nn.Module):
             missing = sorted({chemical_symbols[z] for z, energy in zip(system.numbers, found, strict=True) if np.isnan(energy)})
             raise ModelError(
                 expected=f"elements that the model knows at the level {level}", received=", ".join(missing),
-                where=system.error(expected="", received="").where, todo="use another level, or train on data of it with them")
+                where=system.where, todo="use another level, or train on data of it with them")
         return found
 
     def predict(self, systems: Sequence[System], *, max_slots: int = 60_000) -> list[Prediction]:
@@ -168,7 +171,7 @@ class TransformerPotential(nn.Module):
             DataError: coinciding atoms.
         """
         results: list[Prediction] = []
-        samples = [self.sample(system) for system in systems]
+        samples = [self._prepare(system) for system in systems]
         start = 0
         while start < len(samples):
             stop, atoms, slots = start, 0, 0

@@ -79,7 +79,7 @@ def known_potential(potential: TransformerPotential, train: Sequence[System], *,
             received=", ".join(chemical_symbols[z] for z in sorted(unknown)), where="training set",
             todo="add them to the model first: `sapis grow MODEL LARGER --element SYMBOL=ENERGY`",
         )
-    for system in train:
+    for system in train:  # now, and not when the folder of the training exists
         potential.conditions.indices(system)
     references = {}
     for level, row in zip(potential.conditions.levels or ("",), potential.reference_energies, strict=True):
