@@ -67,6 +67,14 @@ def read_acac(count: int, file: str = "train_300K") -> list[System]:
 
 
 @pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real reference data, or a skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no reference data in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
 def acac() -> list[System]:
     """Fifty labelled frames at 300 K."""
     return read_acac(50)

@@ -261,7 +261,7 @@ def test_bad_numbers_name_file_and_frame(tmp_path: Path, text: str, frame: int, 
     (water() + water().replace("H 0.0", "Qq 0.0"), 1),
     (water() + water().replace("0.76", "zero"), 1),
     (water() + "three\n" + water(), 1),
-    (water() + "2\nREF_energy=1\nH 0 0 0\n" + water(), 2),
+    (water() + "2\nREF_energy=1\nH 0 0 0\n" + water(), 1),
     (water("REF_energy=1", "REF_forces:Q:3"), 0),
 ])
 def test_unreadable_frames_are_named(tmp_path: Path, text: str, frame: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from sapis.cli import check, check_model, doctor, evaluate, grow, info, init, md, report, run, train
+from sapis.cli.data import data_app
 
 app = typer.Typer(
     name="sapis", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -13,6 +14,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("init")(init.init)
+app.add_typer(data_app, name="data")
 app.command("check")(check.check)
 app.command("train")(train.train)
 app.command("grow")(grow.grow)

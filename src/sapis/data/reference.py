@@ -139,3 +139,15 @@ def total_reference(system: System, values: Mapping[int, float]) -> float:
             todo="train on data that holds these elements, or give their isolated-atom energies",
         )
     return float(sum(count * values[int(z)] for z, count in zip(elements, counts, strict=True)))
+
+
+def all_electron_energy(numbers: np.ndarray) -> float:
+    """Sum of the free atoms' total energies, hartree, within a few per cent.
+
+    E(Z) = -0.768745 Z^(7/3) + Z^2 / 2 - 0.269900 Z^(5/3): Schwinger, Phys. Rev. A 24, 2353 (1981).
+
+    Args:
+        numbers: atomic numbers, ``(atoms,)``.
+    """
+    z = np.asarray(numbers, dtype=np.float64)
+    return float(np.sum(-0.768745 * z ** (7 / 3) + 0.5 * z**2 - 0.269900 * z ** (5 / 3)))

@@ -61,7 +61,8 @@ class System:
         put(self, "numbers", np.asarray(self.numbers, dtype=np.int64))
         put(self, "positions", np.asarray(self.positions, dtype=np.float64))
         put(self, "cell", np.asarray(self.cell, dtype=np.float64).reshape(3, 3))
-        put(self, "pbc", np.broadcast_to(np.asarray(self.pbc, dtype=bool), (3,)).copy())
+        pbc = np.array(self.pbc, dtype=bool)
+        put(self, "pbc", pbc if pbc.shape == (3,) else np.broadcast_to(pbc, (3,)).copy())
         put(self, "energy", None if self.energy is None else float(self.energy))
         for name in ("forces", "stress"):
             value = getattr(self, name)

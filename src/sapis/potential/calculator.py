@@ -52,7 +52,7 @@ class SapisCalculator(Calculator):
         held = self.atoms
         assert held is not None  # ASE's own calculate keeps a copy of atoms
         bare = System.from_atoms(held)
-        charge, spin = electrons(held.info, bare)
+        charge, spin = electrons(held.info, bare.error)
         (prediction,) = self.potential.predict([replace(bare, charge=charge, spin=spin, level=self.level)])
         self.results = {
             "energy": prediction.energy, "free_energy": prediction.energy,

@@ -1,0 +1,105 @@
+"""`sapis data`: sets of structures: get, convert, look at, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys
+
+if TYPE_CHECKING:
+    from sapis.data.convert import Summary
+
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: get, convert, look at, check.")
+
+
+@data_app.command()
+def convert(
+    inputs: Annotated[list[Path], typer.Argument(help="What to read (any format), and last the output.")],
+    level: Annotated[str, typer.Option(help="Level of theory of frames that do not name theirs.")] = "",
+    index: Annotated[str | None, typer.Option(help="Which frames of each input, such as :1000 or ::10.")] = None,
+    single: Annotated[bool, typer.Option(help="New store: positions and forces in single precision, half the space.")] = False,
+    licence: Annotated[str, typer.Option(help="Licence of the data, noted in a store.")] = "",
+    energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+) -> None:
+    """Convert IN... to OUT: a store (a folder, appended to), .extxyz, .npz, .deepmd, .traj, .db. The same command goes on."""
+    from sapis.core.errors import ConfigError
+    from sapis.data.convert import convert as run
+    from sapis.data.formats import parse_index
+
+    if len(inputs) < 2:
+        raise ConfigError(expected="one input and one output at least", received=" ".join(map(str, inputs)), where="convert",
+                          todo="give `sapis data convert IN OUT`")
+    *sources, output = inputs
+    done = run(sources, output, keys=label_keys(energy_key, forces_key, stress_key), level=level, is_single=single,
+               licence=licence, index=parse_index(index, output) if index else None)
+    typer.echo(f"read {done.n_read:,} frames, {done.n_new:,} new; {output} holds {done.n_total:,}")
+
+
+@data_app.command()
+def export(
+    store: Annotated[Path, typer.Argument(help="A store, or any file that is read.")],
+    output: Annotated[Path, typer.Argument(help="The file: .extxyz, .xyz (also .gz), .npz, .deepmd, .traj, .db.")],
+    index: Annotated[str | None, typer.Option(help="Which frames, such as :1000 or ::10.")] = None,
+) -> None:
+    """Write frames of a store to a file of another format."""
+    from sapis.core.errors import ConfigError
+    from sapis.data.convert import OUTPUTS
+    from sapis.data.convert import convert as run
+    from sapis.data.formats import parse_index
+
+    if not output.suffix:
+        raise ConfigError(expected=f"a file: {OUTPUTS}", received=str(output), where="export", todo="give its ending")
+    done = run([store], output, index=parse_index(index, store) if index else None)
+    typer.echo(f"wrote {done.n_total:,} frames to {output}")
+
+
+@data_app.command()
+def info(
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders or stores.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+) -> None:
+    """What is in a data set: frames, elements, labels, charges, levels of theory."""
+    import json
+
+    from sapis.data.convert import summarise
+    from sapis.data.formats import format_of, iterate_systems
+
+    keys = label_keys(energy_key, forces_key, stress_key)
+    found = {}
+    for path in paths:
+        summary = summarise(iterate_systems(path, keys=keys))
+        found[str(path)] = {"format": format_of(path).name, **summary.to_json()}
+        if not as_json:
+            typer.echo(f"{path} ({format_of(path).name})")
+            for line in _lines(summary):
+                typer.echo(f"  {line}")
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, allow_nan=False, default=str))
+
+
+def _lines(summary: Summary) -> list[str]:
+    elements = " ".join(f"{symbol} {count:,}" for symbol, count in summary.elements.items())
+    lines = [
+        f"frames      {summary.n_frames:,}, of {summary.smallest} to {summary.largest} atoms, {summary.formulas:,} compositions, "
+        f"{summary.n_periodic:,} periodic",
+        f"atoms       {summary.n_atoms:,}: {elements}",
+        "labels      " + (", ".join(f"{name} {count:,}" for name, count in summary.n_labelled.items()) or "none"),
+    ]
+    if summary.n_labelled["energy"]:
+        low, high = summary.energy_range
+        lines.append(f"energies    {low:.3f} to {high:.3f} eV/atom")
+    if summary.n_labelled["forces"]:
+        lines.append(f"forces      {summary.force_rms:.3f} eV/Å (root mean square)")
+    told = {
+        "charges": {f"{charge:+d}": count for charge, count in sorted(summary.charges.items())},
+        "spins 2S+1": {str(spin): count for spin, count in sorted(summary.spins.items())},
+        "levels": {level or "none": count for level, count in sorted(summary.levels.items())},
+    }
+    usual = {"charges": ["+0"], "spins 2S+1": ["1"], "levels": ["none"]}
+    lines += [f"{name:11} " + ", ".join(f"{value}: {count:,}" for value, count in counts.items())
+              for name, counts in told.items() if list(counts) != usual[name]]
+    return lines
