@@ -1,4 +1,4 @@
-"""`sapis data`: sets of structures: get, convert, look at, check."""
+"""`sapis data`: sets of structures: get, convert, look at."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sapis.cli import data_get
 from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys
 
 if TYPE_CHECKING:
     from sapis.data.convert import Summary
 
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: get, convert, look at, check.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: get, convert, look at.")
+data_app.command("get")(data_get.get)
 
 
 @data_app.command()
@@ -24,7 +26,7 @@ def convert(
     licence: Annotated[str, typer.Option(help="Licence of the data, noted in a store.")] = "",
     energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
 ) -> None:
-    """Convert IN... to OUT: a store (a folder, appended to), .extxyz, .npz, .deepmd, .traj, .db. The same command goes on."""
+    """Convert IN... to OUT: a store (.store, appended to), .extxyz, .npz, .deepmd, .traj, .db. The same command goes on."""
     from sapis.core.errors import ConfigError
     from sapis.data.convert import convert as run
     from sapis.data.formats import parse_index
@@ -46,11 +48,11 @@ def export(
 ) -> None:
     """Write frames of a store to a file of another format."""
     from sapis.core.errors import ConfigError
-    from sapis.data.convert import OUTPUTS
+    from sapis.data.convert import OUTPUTS, STORE_SUFFIXES
     from sapis.data.convert import convert as run
     from sapis.data.formats import parse_index
 
-    if not output.suffix:
+    if output.suffix in STORE_SUFFIXES:
         raise ConfigError(expected=f"a file: {OUTPUTS}", received=str(output), where="export", todo="give its ending")
     done = run([store], output, index=parse_index(index, store) if index else None)
     typer.echo(f"wrote {done.n_total:,} frames to {output}")

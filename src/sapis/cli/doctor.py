@@ -7,9 +7,10 @@ from importlib.util import find_spec
 
 import typer
 
-NEEDED = {"torch": "the model", "ase": "structures", "vesin": "neighbour lists", "safetensors": "model files"}
+NEEDED = {"torch": "the model", "ase": "structures", "vesin": "neighbour lists", "safetensors": "model files", "lmdb": "stores"}
 OPTIONAL = {"numba": "compiled loops, several times faster than without", "tblite": "xtb: labels by GFN1 and GFN2",
-            "rdkit": "smiles: molecules from SMILES", "tensorboard": "tensorboard: live curves"}
+            "rdkit": "smiles: molecules from SMILES", "h5py": "hdf5: SPICE and ANI-1x", "pooch": "sets: public data sets by name",
+            "tensorboard": "tensorboard: live curves"}
 
 
 def doctor() -> None:

@@ -21,8 +21,9 @@ from sapis.data.store import Store, is_store
 from sapis.data.system import System
 
 CHUNK = 2_000  # frames that are written, and acknowledged, together
+STORE_SUFFIXES = ("", ".store")
 IN_MEMORY = 1_000_000  # frames at most for formats that are written as a whole
-OUTPUTS = "a folder (a store), .extxyz, .xyz (also with .gz), .npz, .deepmd (a folder), or .traj, .db, .json of ASE"
+OUTPUTS = "a store (.store, or no ending), .extxyz, .xyz (also with .gz), .npz, .deepmd (a folder), or .traj, .db, .json of ASE"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def convert(
 
     Args:
         inputs: files, folders or stores.
-        output: its name tells the format: no ending for a store.
+        output: its ending tells the format; a store has ``.store`` or none.
         keys: names of the labels in the inputs.
-        level: level of theory of frames that do not name theirs.
+        level: level of theory of frames that do not name theirs; a new store keeps it for what is appended later.
         is_single: of a new store: positions and forces as float32.
         licence: of the data, noted in the store.
         index: which frames of each input.
@@ -65,11 +66,12 @@ def convert(
     if output.resolve() in [path.resolve() for path in inputs]:
         raise ConfigError(expected="an output that is none of the inputs", received=str(output), where="convert",
                           todo="choose another name")
-    if output.suffix and not is_store(output):
+    if output.suffix not in STORE_SUFFIXES and not is_store(output):
         systems = (system for path in inputs for system in _chosen(path, keys, index))
         n_frames = _write(output, _at(systems, level))
         return Conversion(n_frames, n_frames, n_frames)
-    with Store(output) if output.exists() and any(output.iterdir()) else Store.create(output, is_single=is_single) as store:
+    with Store(output) if output.exists() and any(output.iterdir()) else Store.create(
+            output, level=level, is_single=is_single) as store:
         before, n_read = len(store), 0
         for path in inputs:
             first, n_here = len(store), 0
