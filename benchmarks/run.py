@@ -19,7 +19,6 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 
 from benchmarks import growth as growing
 from benchmarks import width
@@ -70,14 +69,10 @@ def train(name: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 def _published_split(data: Path, folder: Path, spec: dict[str, Any]) -> tuple[Path, Path, list[Path]]:
     """The first training frames of a split of rMD17, the next ones for validation, and its test frames, written as files."""
-    with np.load(data) as arrays:
-        parts = {part: [System(numbers=arrays["z"], positions=positions, energy=float(energy), forces=forces)
-                        for positions, energy, forces in zip(arrays[f"R_{part}"].astype(float), arrays[f"E_{part}"],
-                                                             arrays[f"F_{part}"].astype(float), strict=True)]
-                 for part in ("train", "test")}
+    systems = read_systems(data)
+    train, test = ([system for system in systems if system.tags["part"] == part] for part in ("train", "test"))
     n_train, n_validation = spec["n_train"], spec["n_validation"]
-    train = parts["train"]
-    return _written(folder, train[:n_train], train[n_train : n_train + n_validation], test=parts["test"])
+    return _written(folder, train[:n_train], train[n_train : n_train + n_validation], test=test)
 
 
 def _split_once(data: Path, folder: Path, spec: dict[str, Any]) -> tuple[Path, Path, list[Path]]:

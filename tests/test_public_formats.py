@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import lzma
 import os
 import pickle
@@ -22,6 +23,7 @@ import torch
 from ase.units import Bohr, Hartree, kcal, mol
 
 from sapis.core.errors import ConfigError, DataError, FileError
+from sapis.core.files import json_text
 from sapis.data.convert import convert, summarise
 from sapis.data.formats import LabelKeys, format_of, iterate_systems, read_systems, write_systems
 from sapis.data.store import Store
@@ -417,6 +419,12 @@ def test_summary_of_a_real_set(shared_data: Path) -> None:
     assert (summary.n_frames, summary.n_atoms, summary.formulas) == (500, 7500, 1)
     assert summary.elements == {"H": 4000, "C": 2500, "O": 1000}
     assert summary.n_labelled == {"energy": 500, "forces": 500}
+
+
+def test_what_has_no_labels_has_a_summary_in_json(tmp_path: Path) -> None:
+    write_systems(tmp_path / "a.xyz", [replace(system, energy=None, forces=None) for system in waters(2)])
+    summary = json.loads(json_text(summarise(iterate_systems(tmp_path / "a.xyz")).to_json()))
+    assert (summary["n_frames"], summary["force_rms"], summary["energy_range"]) == (2, None, [None, None])
 
 
 def test_keys_cannot_be_named_where_the_format_has_its_own(tmp_path: Path) -> None:

@@ -424,11 +424,12 @@ def test_a_member_that_is_not_there(server: Server, tmp_path: Path) -> None:
         get(one, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../out", "folder/../../out", "/tmp/sapis-out"])
+@pytest.mark.parametrize("name", ["../out", "folder/../../out", "/"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_member_outside_is_refused(tmp_path: Path, kind: str, name: str) -> None:
     path = tmp_path / "inner" / f"evil.{kind}"
     path.parent.mkdir()
+    name = str(tmp_path / "sapis-out") if name == "/" else name
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as bundle:
             bundle.writestr("good", "good")
@@ -443,7 +444,7 @@ def test_a_member_outside_is_refused(tmp_path: Path, kind: str, name: str) -> No
         with pytest.raises(FileError, match="stay in its folder"):
             unpack(path)
         assert [each.name for each in path.parent.iterdir()] == [path.name]
-    assert not (tmp_path / "out").exists() and not Path("/tmp/sapis-out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "sapis-out").exists()
 
 
 def link_out(path: Path) -> None:

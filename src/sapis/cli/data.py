@@ -65,22 +65,21 @@ def info(
     energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
 ) -> None:
     """What is in a data set: frames, elements, labels, charges, levels of theory."""
-    import json
-
+    from sapis.core.files import json_text
     from sapis.data.convert import summarise
     from sapis.data.formats import format_of, iterate_systems
 
     keys = label_keys(energy_key, forces_key, stress_key)
     found = {}
     for path in paths:
-        summary = summarise(iterate_systems(path, keys=keys))
-        found[str(path)] = {"format": format_of(path).name, **summary.to_json()}
+        kind, summary = format_of(path).name, summarise(iterate_systems(path, keys=keys))
+        found[str(path)] = {"format": kind, **summary.to_json()}
         if not as_json:
-            typer.echo(f"{path} ({format_of(path).name})")
+            typer.echo(f"{path} ({kind})")
             for line in _lines(summary):
                 typer.echo(f"  {line}")
     if as_json:
-        typer.echo(json.dumps(found, indent=1, allow_nan=False, default=str))
+        typer.echo(json_text(found))
 
 
 def _lines(summary: Summary) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sapis.cli.options import EnergyKey, ForcesKey, Level, StressKey, at_level, label_keys, refuse_inputs
+from sapis.cli.options import EnergyKey, ForcesKey, Level, StressKey, at_level, label_keys
 
 
 def evaluate(
@@ -20,7 +20,7 @@ def evaluate(
 ) -> None:
     """Energy, force and stress errors (MAE and RMSE), by element and by temperature."""
     from sapis.api import load
-    from sapis.core.files import write_json
+    from sapis.core.files import refuse_inputs, write_json
     from sapis.data.formats import read_systems
     from sapis.evaluate.errors import evaluate as compare
 

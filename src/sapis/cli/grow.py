@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from sapis.cli.options import refuse_inputs
-
 Size = Annotated[int | None, typer.Option(min=1)]
 Degree = Annotated[int | None, typer.Option(min=0)]
 
@@ -30,6 +28,7 @@ def grow(
     seed: Annotated[int, typer.Option(min=0, help="Of the new weights that are random.")] = 0,
 ) -> None:
     """A larger model with the energies, forces and stresses of a smaller one, to go on training."""
+    from sapis.core.files import refuse_inputs
     from sapis.data.conditions import Conditions
     from sapis.data.formats import read_systems
     from sapis.pipeline.grow import grow_file

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sapis.cli.options import Level, at_level, refuse_inputs
+from sapis.cli.options import Level, at_level
 
 
 def md(
@@ -26,7 +26,7 @@ def md(
     """NVE (drift, fluctuation) or NVT (temperature, stability) dynamics."""
     from sapis.api import load
     from sapis.core.errors import ConfigError
-    from sapis.core.files import write_json
+    from sapis.core.files import refuse_inputs, write_json
     from sapis.data.formats import read_systems
     from sapis.simulate.md import order_test, run_nve, run_nvt
 

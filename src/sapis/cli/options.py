@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,23 +17,9 @@ StressKey = Annotated[str | None, typer.Option(help="Key of the stress labels; d
 Level = Annotated[str, typer.Option(help="Level of theory of frames that do not name it, for a model of several.")]
 
 
-def refuse_inputs(outputs: dict[str, Path | None], inputs: list[Path]) -> None:
-    """Nobody means to write over what is being read.
-
-    Raises:
-        ConfigError: an output is one of the inputs.
-    """
-    from sapis.core.errors import ConfigError
-
-    for option, output in outputs.items():
-        if output is not None and output.resolve() in [path.resolve() for path in inputs]:
-            raise ConfigError(expected="an output that is none of the input files", received=str(output), where=option,
-                              todo="choose another name")
-
-
 def at_level(systems: list[System], level: str) -> list[System]:
     """``systems``, those without a level of theory at ``level``."""
-    return [system if system.level else replace(system, level=level) for system in systems]
+    return [system.at_level(level) for system in systems]
 
 
 def label_keys(energy: str | None, forces: str | None, stress: str | None) -> LabelKeys:

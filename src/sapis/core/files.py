@@ -7,12 +7,12 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sapis.core.errors import FileError
+from sapis.core.errors import ConfigError, FileError
 
 PART_SUFFIX = ".part"
 
@@ -58,8 +58,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON (NaN and infinities become null: JSON has none) atomically."""
-    write_text(path, json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    """Write ``value`` as JSON atomically; see `json_text`."""
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """JSON for people and programs; NaN and infinities become null: JSON has none."""
+    return json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False)
 
 
 def read_json(path: Path) -> Any:
@@ -108,6 +113,22 @@ def require_file(path: Path) -> None:
             expected="an existing, non-empty file", received=problem, where=str(path),
             todo="check the path, and that whatever writes the file has finished",
         )
+
+
+def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
+    """Nobody means to write over what is being read.
+
+    Args:
+        outputs: by the name that the user knows them by.
+
+    Raises:
+        ConfigError: an output is one of the inputs.
+    """
+    read = [path.resolve() for path in inputs]
+    for option, output in outputs.items():
+        if output is not None and output.resolve() in read:
+            raise ConfigError(expected="an output that is none of the inputs", received=str(output), where=option,
+                              todo="choose another name")
 
 
 def hash_bytes(*parts: bytes) -> str:

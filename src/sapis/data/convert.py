@@ -14,9 +14,9 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from sapis.core.errors import ConfigError, FileError
-from sapis.core.files import hash_file, replacing
+from sapis.core.files import hash_file, refuse_inputs, replacing
 from sapis.core.progress import progress_bar
-from sapis.data.formats import LabelKeys, deepmd, format_of, iterate_systems, npz, write_systems, xyz
+from sapis.data.formats import Counted, LabelKeys, deepmd, format_of, iterate_systems, npz, select, write_systems, xyz
 from sapis.data.store import Store, is_store
 from sapis.data.system import System
 
@@ -63,12 +63,9 @@ def convert(
         SapisError: bad input; an output that is an input.
         ConfigError: an output of a format that is not written.
     """
-    if output.resolve() in [path.resolve() for path in inputs]:
-        raise ConfigError(expected="an output that is none of the inputs", received=str(output), where="convert",
-                          todo="choose another name")
+    refuse_inputs({"output": output}, inputs)
     if output.suffix not in STORE_SUFFIXES and not is_store(output):
-        systems = (system for path in inputs for system in _chosen(path, keys, index))
-        n_frames = _write(output, _at(systems, level))
+        n_frames = _write(output, (system for path in inputs for system in _read(path, keys, level, index)))
         return Conversion(n_frames, n_frames, n_frames)
     with Store(output) if output.exists() and any(output.iterdir()) else Store.create(
             output, level=level, is_single=is_single) as store:
@@ -77,7 +74,7 @@ def convert(
             first, n_here = len(store), 0
             with progress_bar() as bar:
                 task = bar.add_task(path.name, total=None, note="")
-                for chunk in _chunks(_at(_chosen(path, keys, index), level)):
+                for chunk in _chunks(_read(path, keys, level, index)):
                     store.append(chunk)
                     n_here += len(chunk)
                     bar.update(task, completed=n_here, note=f"{len(store) - first} new")
@@ -91,20 +88,9 @@ def convert(
         return Conversion(n_read, len(store) - before, len(store))
 
 
-def _chosen(path: Path, keys: LabelKeys | None, index: slice | None) -> Iterator[System]:
+def _read(path: Path, keys: LabelKeys | None, level: str, index: slice | None) -> Iterator[System]:
     systems = iterate_systems(path, keys=keys)
-    if index is None:
-        return systems
-    if any(bound is not None and bound < 0 for bound in (index.start, index.stop, index.step)):
-        return iter(list(systems)[index])
-    return islice(systems, index.start, index.stop, index.step)
-
-
-def _at(systems: Iterable[System], level: str) -> Iterator[System]:
-    from dataclasses import replace
-
-    for system in systems:
-        yield replace(system, level=level) if level and not system.level else system
+    return (system.at_level(level) for system in (systems if index is None else select(systems, index)))
 
 
 def _chunks(systems: Iterator[System]) -> Iterator[list[System]]:
@@ -115,9 +101,9 @@ def _chunks(systems: Iterator[System]) -> Iterator[list[System]]:
 def _write(path: Path, systems: Iterator[System]) -> int:
     """Write one file or folder as a whole; how many frames."""
     if xyz.is_xyz(path):
-        counter = _Counted(systems)
-        write_systems(path, counter)
-        return counter.n
+        counted = Counted(systems)
+        write_systems(path, counted)
+        return counted.n
     everything = list(islice(systems, IN_MEMORY + 1))
     if not everything or len(everything) > IN_MEMORY:
         raise FileError(expected=f"one to {IN_MEMORY:,} frames for this format", received=f"{len(everything):,} or more",
@@ -133,26 +119,15 @@ def _write(path: Path, systems: Iterator[System]) -> int:
     return len(everything)
 
 
-class _Counted:
-    """An iterable that knows afterwards how many it gave."""
-
-    def __init__(self, systems: Iterator[System]) -> None:
-        self.systems, self.n = systems, 0
-
-    def __iter__(self) -> Iterator[System]:
-        for system in self.systems:
-            self.n += 1
-            yield system
-
-
 def _write_ase(path: Path, systems: Sequence[System]) -> None:
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.io import write
+    from ase.stress import full_3x3_to_voigt_6_stress
 
     images = []
     for system in systems:
         atoms = system.to_atoms()
-        stress = None if system.stress is None else system.stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+        stress = None if system.stress is None else full_3x3_to_voigt_6_stress(system.stress)
         atoms.calc = SinglePointCalculator(atoms, energy=system.energy, forces=system.forces, stress=stress)
         images.append(atoms)
     with replacing(path) as part:

@@ -11,6 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
 from sapis.core.errors import ConfigError, DataError
+from sapis.data.reference import all_electron_energy
 from sapis.data.system import System
 
 Severity = Literal["error", "warning", "note"]
@@ -213,7 +214,7 @@ def _energy_unit(systems: Sequence[System]) -> list[Finding]:
     labelled = {i: system.energy for i, system in enumerate(systems) if system.energy is not None}
     if not labelled:
         return []
-    ratio = float(np.median([energy / _all_electron_energy(systems[i]) for i, energy in labelled.items()]))
+    ratio = float(np.median([energy / all_electron_energy(systems[i].numbers) for i, energy in labelled.items()]))
     for unit, factor in UNITS_IN_HARTREE.items():
         if 0.93 < ratio / factor < 1.1:
             return _found("energy-unit", "error", systems, list(labelled),
@@ -222,15 +223,6 @@ def _energy_unit(systems: Sequence[System]) -> list[Finding]:
         return _found("energy-unit", "error", systems, list(labelled),
                       f"energies are {ratio / HARTREE:.3g} times as deep as all-electron totals in eV can be")
     return []
-
-
-def _all_electron_energy(system: System) -> float:
-    """Sum of the free atoms' total energies, hartree, within a few per cent.
-
-    E(Z) = -0.768745 Z^(7/3) + Z^2 / 2 - 0.269900 Z^(5/3): Schwinger, Phys. Rev. A 24, 2353 (1981).
-    """
-    z = system.numbers.astype(np.float64)
-    return float(np.sum(-0.768745 * z ** (7 / 3) + 0.5 * z**2 - 0.269900 * z ** (5 / 3)))
 
 
 def _energy_outlier(systems: Sequence[System]) -> list[Finding]:

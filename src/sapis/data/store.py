@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, overload
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import lmdb
 import numpy as np
@@ -54,10 +54,10 @@ class Store(Sequence[System]):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = _read_manifest(self.path)
-        self._pid = os.getpid()
         self._environments: dict[str, lmdb.Environment] = {}
         self._transactions: dict[int, tuple[lmdb.Transaction, Any]] = {}
         self._lock: IO[bytes] | None = None
+        _stores.add(self)
         self.refresh()
 
     @classmethod
@@ -99,7 +99,7 @@ class Store(Sequence[System]):
         for number, path in enumerate(sorted(self.path.glob("shard-*.mdb"))):
             if not path.stat().st_size:
                 break  # a writer was killed before its first batch
-            with _translated(self.path / _shard_name(number)), self._environment(_shard_name(number)).begin() as transaction:
+            with _translated(path), self._environment(path.name).begin() as transaction:
                 database = self._database(number, "sizes", transaction)
                 if database is None:
                     break
@@ -155,8 +155,6 @@ class Store(Sequence[System]):
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)} in {self.path}")
         shard = bisect_right(self._starts, index) - 1
-        if self._pid != os.getpid():
-            self._after_fork()
         opened = self._transactions.get(shard) or self._open(shard)
         try:
             data = opened[0].get(_NUMBER.pack(index - self._starts[shard]), db=opened[1])
@@ -192,15 +190,13 @@ class Store(Sequence[System]):
             return None
 
     def _environment(self, name: str) -> lmdb.Environment:
-        if self._pid != os.getpid():
-            self._after_fork()
         if name not in self._environments:
             self._environments[name] = _opened(self.path / name)
         return self._environments[name]
 
-    def _after_fork(self) -> None:
-        """LMDB handles must not cross a fork: this process opens its own (the parent's stay the parent's)."""
-        self._environments, self._transactions, self._lock, self._pid = {}, {}, None, os.getpid()
+    def forget_files(self) -> None:
+        """Leave open files to the process that opened them, see `_after_fork`."""
+        self._environments, self._transactions, self._lock = {}, {}, None
 
     def _forget_transactions(self) -> None:
         for transaction, _ in self._transactions.values():
@@ -305,8 +301,6 @@ class Store(Sequence[System]):
 
     def _begin_to_write(self) -> None:
         """Take the right to append; see all that was appended, and index what a killed writer did not."""
-        if self._pid != os.getpid():
-            self._after_fork()
         if self._lock is not None:
             return
         lock = (self.path / "writer.lock").open("ab")
@@ -384,12 +378,23 @@ def _hash(data: bytes) -> bytes:
 
 
 # LMDB forbids to open a file twice in one process, and to use it in another one after a fork.
-_open_files: WeakValueDictionary[tuple[int, Path], lmdb.Environment] = WeakValueDictionary()
+_open_files: WeakValueDictionary[Path, lmdb.Environment] = WeakValueDictionary()
+_stores: WeakSet[Store] = WeakSet()
+
+
+def _after_fork() -> None:
+    """A new process opens files of its own; the parent's stay the parent's."""
+    for store in _stores:
+        store.forget_files()
+    _open_files.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _opened(path: Path) -> lmdb.Environment:
     """The LMDB file at ``path``, shared by all stores of this process, writable where it may be."""
-    key = os.getpid(), path.resolve()
+    key = path.resolve()
     environment = _open_files.get(key)
     if environment is None:
         can_write = os.access(path.parent, os.W_OK)

@@ -139,6 +139,10 @@ class System:
         """A copy with these tags added."""
         return replace(self, tags={**self.tags, **tags})
 
+    def at_level(self, level: str) -> System:
+        """At this level of theory, if it does not name one of its own."""
+        return replace(self, level=level) if level and not self.level else self
+
     def without_labels(self) -> System:
         """A copy without energy, forces and stress."""
         return replace(self, energy=None, forces=None, stress=None)

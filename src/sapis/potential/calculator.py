@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from sapis.data.formats import CHARGE_KEYS, SPIN_KEYS, electrons
+from sapis.data.formats.labels import CHARGE_KEYS, SPIN_KEYS, electrons
 from sapis.data.system import System
 from sapis.potential.prediction import Potential
 

@@ -5,20 +5,20 @@ Each format is a module with ``iterate(path, keys, require)``; which one a path 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from sapis.core.errors import ConfigError, DataError, FileError
 from sapis.data.formats import aselmdb, deepmd, hdf5, images, npz, oc20, qm9, xyz
-from sapis.data.formats.labels import CHARGE_KEYS, ENERGY_KEYS, FORCES_KEYS, SPIN_KEYS, LabelKeys, absent, electrons
+from sapis.data.formats.labels import LabelKeys, absent
 from sapis.data.formats.xyz import write_systems
 from sapis.data.store import Store, is_store
 from sapis.data.system import System
 
-__all__ = ["CHARGE_KEYS", "ENERGY_KEYS", "FORCES_KEYS", "FORMATS", "SPIN_KEYS", "Format", "LabelKeys", "electrons", "format_of",
-           "iterate_systems", "parse_index", "read_systems", "write_systems"]
+__all__ = ["FORMATS", "Counted", "Format", "LabelKeys", "format_of", "iterate_systems", "parse_index", "read_systems", "select",
+           "write_systems"]
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,35 @@ def read_systems(
     """
     path = Path(path)
     selection = parse_index(index, path)
-    systems = iterate_systems(path, keys=keys, require=require)
-    is_forward = all(bound is None or bound >= 0 for bound in (selection.start, selection.stop, selection.step))
-    found = list(islice(systems, selection.stop) if is_forward else systems)
-    chosen, n_frames = found[selection], len(found)
+    systems = Counted(iterate_systems(path, keys=keys, require=require))
+    chosen = list(select(systems, selection))
     if not chosen:
-        raise FileError(expected="at least one frame", received=f"none of {n_frames} with index {index}",
+        raise FileError(expected="at least one frame", received=f"none of {systems.n} with index {index}",
                         where=str(path), todo="check the file and the index")
     return chosen
+
+
+class Counted:
+    """Systems that are given on one after another, and how many were.
+
+    Attributes:
+        n: so many so far.
+    """
+
+    def __init__(self, systems: Iterator[System]) -> None:
+        self._systems, self.n = systems, 0
+
+    def __iter__(self) -> Iterator[System]:
+        for system in self._systems:
+            self.n += 1
+            yield system
+
+
+def select(systems: Iterable[System], index: slice) -> Iterator[System]:
+    """Those of ``systems`` that ``index`` means; all are in memory only where it counts from the end."""
+    if any(bound is not None and bound < 0 for bound in (index.start, index.stop, index.step)):
+        return iter(list(systems)[index])
+    return islice(systems, index.start, index.stop, index.step)
 
 
 def parse_index(index: slice | str, path: Path) -> slice:

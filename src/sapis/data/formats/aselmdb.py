@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lmdb
-
 from sapis.core.files import require_file
-from sapis.data.formats.files import missing, unreadable
+from sapis.data.formats.files import lmdb_transaction, missing, unreadable
 from sapis.data.formats.labels import Frame, LabelKeys, labelled
 from sapis.data.system import System
 
@@ -36,11 +34,7 @@ def _frames(path: Path) -> Iterator[Frame]:
     from ase.io.jsonio import decode
 
     require_file(path)
-    try:
-        environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise unreadable(error, "ASE-LMDB", path) from None
-    with environment, environment.begin() as transaction:
+    with lmdb_transaction(path, "ASE-LMDB") as transaction:
         last = _decoded(transaction.get(b"nextid"), decode, path)
         if not isinstance(last, int):
             raise missing("the key 'nextid'", path, f"{transaction.stat()['entries']} entries without it")

@@ -3,23 +3,75 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
+import lmdb
 from ase.units import Bohr, Hartree, kcal, kJ, mol
 
 from sapis.core.errors import FileError
+from sapis.core.files import require_file
 
 # In the units of `System`: eV and Å.
 HARTREE, BOHR, KCAL_MOL, KJ_MOL = Hartree, Bohr, kcal / mol, kJ / mol
+
+# What unpacking raises at a damaged file.
+DAMAGED = (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error)
 
 
 def inner_name(path: Path) -> Path:
     """The name without ``.gz``."""
     return path.with_suffix("") if path.suffix == ".gz" else path
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Lines of a text file, also packed (``.gz``, ``.xz``), with their ends, Windows' ones translated.
+
+    Raises:
+        FileError: missing, empty, a damaged archive or no text.
+    """
+    require_file(path)
+    try:
+        with _open_text(path) as file:
+            yield from file
+    except UnicodeDecodeError:
+        raise FileError(expected="text in UTF-8", received="bytes that are not text", where=str(path),
+                        todo="check that this is the file you meant") from None
+    except DAMAGED as error:
+        raise not_whole(path, error) from None
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
+
+
+def not_whole(path: Path, error: Exception) -> FileError:
+    """The error for a packed file that cannot be unpacked to its end."""
+    kind = {".gz": "gzip", ".xz": "xz"}[path.suffix]
+    return FileError(expected=f"a whole {kind} file", received=str(error), where=str(path),
+                     todo="copy or download the file again")
+
+
+@contextmanager
+def lmdb_transaction(path: Path, kind: str) -> Iterator[Any]:
+    """To read an LMDB file of others, which nobody writes meanwhile.
+
+    Raises:
+        FileError: no such file.
+    """
+    try:
+        environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise unreadable(error, kind, path) from None
+    with environment, environment.begin() as transaction:
+        yield transaction
 
 
 @contextmanager
@@ -30,9 +82,8 @@ def unpacked(path: Path) -> Iterator[Path]:
         return
     try:
         data = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise FileError(expected="a whole gzip file", received=str(error), where=str(path),
-                        todo="copy or download the file again") from None
+    except (OSError, *DAMAGED) as error:
+        raise not_whole(path, error) from None
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / inner_name(path).name
         plain.write_bytes(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,6 @@ def _dataset(group: Any, name: str, path: Path, *, is_optional: bool = False) ->
 
 def _formal_charge(smiles: str) -> int:
     """The sum of the charges that a SMILES writes in its brackets (``[NH3+]``, ``[O-]``, ``[Ca+2]``, ``[Ca++]``)."""
-    import re
-
     total = 0
     for signs, number in re.findall(r"\[[^\[\]+-]*?([+-]+)(\d*)(?::\d+)?\]", smiles):
         total += (1 if signs[0] == "+" else -1) * (int(number) if number else len(signs))

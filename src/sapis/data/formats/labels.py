@@ -47,11 +47,6 @@ class LabelKeys(Config):
     stress: str | None = None
     virial: str | None = None
 
-    @property
-    def are_usual(self) -> bool:
-        """Whether nothing is named."""
-        return self == LabelKeys()
-
 
 @dataclass(frozen=True, eq=False)
 class Frame:

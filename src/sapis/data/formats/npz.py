@@ -16,6 +16,7 @@ from sapis.core.errors import DataError, FileError
 from sapis.core.files import replacing, require_file
 from sapis.data.formats.files import BOHR, HARTREE, KCAL_MOL, KJ_MOL, missing
 from sapis.data.formats.labels import LabelKeys
+from sapis.data.reference import all_electron_energy
 from sapis.data.system import System
 
 ENERGY_UNITS = {"ev": 1.0, "kcal/mol": KCAL_MOL, "kj/mol": KJ_MOL, "hartree": HARTREE, "ha": HARTREE, "mev": 1e-3}
@@ -147,8 +148,6 @@ def _text(array: Any) -> str:
 
 def _refuse_other_unit(numbers: np.ndarray, energy: float, path: Path) -> None:
     """MD17 does not name its unit: kcal/mol. Energies that are all-electron totals in another one are not MD17's."""
-    from sapis.data.reference import all_electron_energy
-
     ratio = energy / KCAL_MOL / all_electron_energy(numbers)
     for unit, factor in (("eV", HARTREE), ("hartree", 1.0)):
         if 0.9 < ratio / factor < 1.1:

@@ -9,19 +9,17 @@ and refuses every other name.
 from __future__ import annotations
 
 import io
-import lzma
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import torch
 
-from sapis.core.errors import DataError, FileError
-from sapis.data.formats.files import missing, unreadable
+from sapis.core.errors import DataError
+from sapis.data.formats.files import lmdb_transaction, missing, text_lines, unreadable
 from sapis.data.formats.labels import LabelKeys
 from sapis.data.formats.xyz import frames_of_text
 from sapis.data.system import System
@@ -72,18 +70,10 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
 # Text
 
 
-def _read(path: Path) -> Iterator[str]:
-    try:
-        with lzma.open(path, "rt") if path.suffix == ".xz" else path.open() as file:
-            yield from file
-    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise FileError(expected="a whole file", received=str(error), where=str(path), todo="copy or download it again") from None
-
-
 def _text(path: Path, table: Path, *, is_total: bool) -> Iterator[System]:
-    rows = [line.strip().split(",") for line in _read(table) if line.strip()]
+    rows = [line.strip().split(",") for line in text_lines(table) if line.strip()]
     n_frames = 0
-    for frame in frames_of_text(_read(path), path):
+    for frame in frames_of_text(text_lines(path), path):
         if n_frames >= len(rows) or len(rows[n_frames]) != 3:
             raise missing("a line 'system,frame,reference energy' for each structure", table, f"{len(rows)} lines")
         name, number, reference = rows[n_frames]
@@ -108,11 +98,7 @@ def _text(path: Path, table: Path, *, is_total: bool) -> Iterator[System]:
 
 
 def _lmdb(path: Path) -> Iterator[System]:
-    try:
-        environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise unreadable(error, "OC20 LMDB", path) from None
-    with environment, environment.begin() as transaction:
+    with lmdb_transaction(path, "OC20 LMDB") as transaction:
         frame = 0
         # The keys are decimal numbers, which LMDB would give in the order of text.
         while (data := transaction.get(str(frame).encode())) is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -15,8 +14,8 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from sapis.core.errors import FileError
-from sapis.core.files import replacing, require_file
-from sapis.data.formats.files import inner_name, unreadable
+from sapis.core.files import replacing
+from sapis.data.formats.files import inner_name, text_lines, unreadable
 from sapis.data.formats.labels import LABEL_KEYS, LEVEL_KEY, Frame, LabelKeys, labelled
 from sapis.data.system import System, Tag
 
@@ -30,31 +29,13 @@ def is_xyz(path: Path) -> bool:
 
 def iterate(path: Path, keys: LabelKeys, require: Sequence[str]) -> Iterator[System]:
     """The systems of an (extended) XYZ file, one block of text in memory at a time."""
-    return labelled(_frames(path), keys, path, require)
-
-
-def _frames(path: Path) -> Iterator[Frame]:
-    return frames_of_text(_lines(path), path)
+    return labelled(frames_of_text(text_lines(path), path), keys, path, require)
 
 
 def frames_of_text(lines: Iterator[str], path: Path) -> Iterator[Frame]:
     """The frames in ``lines`` (with their ends); ``path`` is for messages."""
     for number, block in enumerate(_blocks(lines, path)):
         yield _fast_frame(block, number) or _ase_frame(block, path, number)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, Windows' ones translated."""
-    require_file(path)
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            yield from file
-    except UnicodeDecodeError:
-        raise FileError(expected="text in UTF-8", received="bytes that are not text", where=str(path),
-                        todo="check that this is the file you meant") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise FileError(expected="a whole gzip file", received=str(error), where=str(path),
-                        todo="copy or download the file again") from None
 
 
 def _blocks(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
