@@ -21,7 +21,7 @@ from sapis.core.errors import ConfigError, DataError, FileError, LabelerError
 from sapis.data.system import System
 from sapis.labelers.build import build_labeler
 from sapis.labelers.cache import LabelCache
-from sapis.labelers.calculators import isolated_atom_energies
+from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.farm import apply_labels, label_all
 from sapis.labelers.labeler import Failure, Label, LabelerConfig, Outcome
 from sapis.labelers.pool import run_tasks

@@ -84,6 +84,11 @@ def load(path: str | Path, *, precision: str | None = None) -> Model:
     return Model(potential, bundle.card)
 
 
+def calculator(path: str | Path, *, precision: str | None = None, level: str = "") -> SapisCalculator:
+    """The ASE calculator of a model's file: `load` and `Model.calculator` in one, for whoever takes import paths."""
+    return load(path).calculator(precision, level=level)
+
+
 def save(path: str | Path, potential: TransformerPotential, card: dict[str, Any]) -> str:
     """Write a bundle; returns the hash of the file."""
     write_bundle(Path(path), Bundle("transformer", potential.settings(), dict(potential.state_dict()), card))

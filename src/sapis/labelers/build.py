@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from importlib import import_module
 
 from sapis.core.errors import ConfigError
-from sapis.labelers.calculators import ase_labeler, tblite_labeler
 from sapis.labelers.labeler import Labeler, LabelerConfig
 
-NAMES = ("gfn2", "gfn1", "ase")
+# Which module of `sapis.labelers.methods` builds each.
+METHODS = {"gfn2": "tblite", "gfn1": "tblite", "dft": "dft", "openmm": "openmm", "potential": "ase", "emt": "ase", "lj": "ase",
+           "command": "command", "ase": "ase"}
 
 
 def build_labeler(config: LabelerConfig) -> Labeler:
@@ -17,12 +19,12 @@ def build_labeler(config: LabelerConfig) -> Labeler:
     Raises:
         ConfigError: an unknown name, a missing ``calculator``, or an argument the method does not have.
         LabelerError: the calculator cannot be imported or built.
-        MissingDependencyError: tblite is not installed.
+        MissingDependencyError: the method's package is not installed.
     """
-    if config.name not in NAMES:
-        near = difflib.get_close_matches(config.name.lower(), NAMES, n=1, cutoff=0.4)
+    if config.name not in METHODS:
+        near = difflib.get_close_matches(config.name.lower(), METHODS, n=1, cutoff=0.4)
         raise ConfigError(
-            expected=f"one of {', '.join(NAMES)}", received=repr(config.name), where="labeler: name",
+            expected=f"one of {', '.join(METHODS)}", received=repr(config.name), where="labeler: name",
             todo=f"did you mean {near[0]!r}?" if near
             else "take 'ase' and give `calculator: package.module.Class` for a method of your own",
         )
@@ -32,4 +34,5 @@ def build_labeler(config: LabelerConfig) -> Labeler:
             received=f"name {config.name!r}, calculator {config.calculator!r}", where="labeler",
             todo="write, for example, name: ase and calculator: ase.calculators.emt.EMT",
         )
-    return ase_labeler(config) if config.name == "ase" else tblite_labeler(config)
+    labeler: Labeler = import_module(f"sapis.labelers.methods.{METHODS[config.name]}").build(config)
+    return labeler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -21,19 +22,24 @@ class LabelerConfig(Config):
     """Which method computes the labels.
 
     Attributes:
-        name: ``gfn2`` or ``gfn1`` (tight binding, by tblite), or ``ase`` for any ASE calculator.
+        name: ``gfn2`` or ``gfn1`` (tight binding, by tblite), ``dft`` (by PySCF), ``openmm`` (AMBER, CHARMM), ``potential`` (a
+            trained model), ``emt`` or ``lj`` (ASE's own), ``command`` (a program), or ``ase`` for any ASE calculator.
         calculator: import path of a class or factory (``ase.calculators.emt.EMT``); with ``name: ase`` only.
-        arguments: keyword arguments of the calculator.
+        arguments: of the method; see docs/howto/label.md.
+        level: level of theory that the labels are given; default: what the method says of itself.
         timeout_s: a label that takes longer is recorded as a failure.
         is_stateless: build the calculator once per process and not once per label. Only for calculators whose
             result does not depend on what they computed before, such as a machine-learned potential.
+        scratch: folder in which programs work; those of failed labels stay there. Default: the system's, nothing stays.
     """
 
     name: str = "gfn2"
     calculator: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
+    level: str = ""
     timeout_s: float = Field(default=600.0, gt=0)
     is_stateless: bool = False
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +83,14 @@ class Labeler(Protocol):
 
     Attributes:
         method: what determines a label apart from the structure, as JSON values; part of the cache key.
+        level: level of theory of its labels, in the words of the field (``PBE-D3BJ/def2-SVP``).
     """
 
     @property
     def method(self) -> dict[str, Any]: ...
+
+    @property
+    def level(self) -> str: ...
 
     def label(self, system: System) -> Outcome:
         """The label of ``system``: the same bits whatever was labelled before."""

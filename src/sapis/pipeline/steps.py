@@ -20,7 +20,7 @@ from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.labelers.build import build_labeler
 from sapis.labelers.cache import LabelCache
-from sapis.labelers.calculators import isolated_atom_energies
+from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.farm import apply_labels, label_all
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.recipe import DynamicsConfig, Recipe

@@ -72,3 +72,7 @@ COUNTED_FLOPS = Tolerance(
 LITERATURE_DIGITS = Tolerance(
     5e-4, 5e-4, "relative", "published constants have four digits: a screening length of 0.8854 Bohr radii is given as 0.46850 Å",
 )
+
+LABEL_STEP = Tolerance(2e-3, 2e-3, "Å", "self-consistent energies are converged to some 1e-8 eV: rounding of 1e-5 eV/Å")
+LABEL_FORCES = Tolerance(5e-3, 5e-3, "eV/Å", "1e-4 Ha/bohr: the accuracy of gradients with a numerical integration grid")
+LABEL_SYMMETRY = Tolerance(5e-3, 5e-3, "eV and eV/Å", "integration grids have an orientation; what has none obeys to rounding")

@@ -1,0 +1,117 @@
+"""Labels from ASE calculators, whatever computes behind them."""
+
+from __future__ import annotations
+
+import difflib
+import resource
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.data import ground_state_magnetic_moments
+
+from sapis.core.errors import ConfigError
+from sapis.data.system import System
+from sapis.labelers.labeler import Failure, FailureKind, Label, Labeler, LabelerConfig, Outcome
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+
+@dataclass(frozen=True)
+class AseLabeler:
+    """Labels from an ASE calculator.
+
+    Attributes:
+        method, level: see `Labeler`.
+        calculator: makes a calculator for one structure.
+        objection: why the method must not be asked about a structure, or None.
+        on_success: called with the calculator of a label that was computed.
+    """
+
+    method: dict[str, Any]
+    level: str
+    calculator: Callable[[System], Calculator]
+    objection: Callable[[System], str | None] = lambda system: None
+    on_success: Callable[[Calculator], None] = lambda calculator: None
+
+    def label(self, system: System) -> Outcome:
+        """The label of ``system``, by a calculator without history: a restarted SCF ends on other bits."""
+        start = process_cpu_seconds()
+        if (objection := self.objection(system)) is not None:
+            return Failure("unsupported", objection, 0.0)
+        try:
+            calculator = self.calculator(system)
+            energy, forces, stress = _evaluate(system, calculator)
+        except Exception as error:  # foreign code: whatever it raises is this structure's failure
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return Failure(_kind(error), reason[:500], process_cpu_seconds() - start)
+        cost = process_cpu_seconds() - start
+        if not all(np.isfinite(value).all() for value in (energy, forces, stress) if value is not None):
+            return Failure("not_finite", "the calculator returned NaN or infinity", cost)
+        self.on_success(calculator)
+        return Label(energy, forces, stress, cost)
+
+
+def _evaluate(system: System, calculator: Calculator) -> tuple[float, np.ndarray, np.ndarray | None]:
+    from ase.stress import voigt_6_to_full_3x3_stress
+
+    atoms = system.to_atoms()
+    atoms.calc = calculator
+    forces = np.array(atoms.get_forces(apply_constraint=False), dtype=np.float64)
+    energy = float(atoms.get_potential_energy())
+    # With smeared electrons ASE's "energy" is extrapolated to 0 K, and only the free energy has these forces.
+    energy = float(getattr(calculator, "results", {}).get("free_energy", energy))
+    stress = None
+    if system.pbc.all() and "stress" in calculator.implemented_properties:
+        try:
+            stress = voigt_6_to_full_3x3_stress(np.array(atoms.get_stress(), dtype=np.float64))
+        except NotImplementedError:  # some calculators list it for some of their settings only
+            stress = None
+    return energy, forces, stress
+
+
+def _kind(error: Exception) -> FailureKind:
+    from ase.calculators.calculator import InputError, SCFError
+
+    if isinstance(error, SCFError) or "converge" in str(error).lower():
+        return "not_converged"
+    return "unsupported" if isinstance(error, InputError | NotImplementedError) else "error"
+
+
+def process_cpu_seconds() -> float:
+    """CPU seconds of this process and of its finished children, to the microsecond."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def check_arguments(config: LabelerConfig, known: Collection[str], hint: str = "remove it") -> None:
+    """Refuse arguments that are not among ``known``: many packages would ignore them.
+
+    Raises:
+        ConfigError: names the nearest known one, else ``hint``.
+    """
+    for name in config.arguments:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                expected=f"arguments among {', '.join(known)}", received=repr(name), where=f"labeler {config.name}: arguments",
+                todo=f"did you mean {near[0]!r}?" if near else hint,
+            )
+
+
+def isolated_atom_energies(labeler: Labeler, elements: Iterable[int]) -> dict[int, float]:
+    """Energies (eV) of free atoms in their ground-state multiplicity; elements that fail are left out.
+
+    The multiplicities are ASE's table of unpaired electrons of the free atom (H 1, C 2, N 3, O 2 …) plus one.
+    """
+    multiplicities = {z: round(n) + 1 for z, n in enumerate(ground_state_magnetic_moments) if np.isfinite(n)}
+    energies = {}
+    for number in sorted(set(elements) & set(multiplicities)):
+        spin = multiplicities[number]
+        atom = System(numbers=np.array([number]), positions=np.zeros((1, 3)), spin=spin)
+        if isinstance(outcome := labeler.label(atom), Label):
+            energies[number] = outcome.energy
+    return energies
