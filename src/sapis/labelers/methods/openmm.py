@@ -89,24 +89,27 @@ class ForceFieldCalculator(Calculator):
     def __init__(self, field: Any, settings: OpenMMConfig) -> None:
         super().__init__()
         self.field, self.settings = field, settings
-        self._prepared: tuple[Any, Any, np.ndarray] | None = None  # what for, the context, the atoms' order there
+        # What for; the context; which atom of the structure each of its atoms is; its bonds, see `_bonds`.
+        self._prepared: tuple[Any, Any, np.ndarray, list[np.ndarray]] | None = None
 
     def calculate(self, atoms: Atoms | None = None, properties: list[str] | None = None,
                   system_changes: list[str] = all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
         held = self.atoms
         assert held is not None  # ASE's own calculate keeps a copy of atoms
-        context, order = self._context(held)
+        context, order, bonds = self._context(held)
+        positions = held.positions[order]
         if held.pbc.all():
             context.setPeriodicBoxVectors(*(held.cell.array / NM))
-        context.setPositions(held.positions[order] / NM)
+            positions = _whole(positions, bonds, held.cell.array)
+        context.setPositions(positions / NM)
         state = context.getState(energy=True, forces=True)
         forces = np.empty((len(held), 3))
         forces[order] = np.array(state.getForces(asNumpy=True)._value) * KJ_MOL / NM
         energy = float(state.getPotentialEnergy()._value) * KJ_MOL
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
 
-    def _context(self, atoms: Atoms) -> tuple[Any, np.ndarray]:
+    def _context(self, atoms: Atoms) -> tuple[Any, np.ndarray, list[np.ndarray]]:
         topology, order = self._topology(atoms)
         cell = atoms.cell.array if atoms.pbc.all() else None
         if cell is not None and not np.allclose(cell, np.tril(cell)):
@@ -114,7 +117,7 @@ class ForceFieldCalculator(Calculator):
         # Which water an atom belongs to may differ between two structures of the same atoms.
         identity = atoms.numbers.tolist(), order.tolist(), cell is None
         if self._prepared is None or self._prepared[0] != identity:
-            self._prepared = identity, self._new_context(topology, cell), order
+            self._prepared = identity, self._new_context(topology, cell), order, _bonds(topology, len(atoms))
         return self._prepared[1:]
 
     def _new_context(self, topology: Any, cell: np.ndarray | None) -> Any:
@@ -129,10 +132,6 @@ class ForceFieldCalculator(Calculator):
                 nonbondedCutoff=self.settings.cutoff_A / NM, removeCMMotion=False)
         except ValueError as error:
             raise InputError(f"the force field does not fit: {error}") from error
-        for force in system.getForces():
-            # Molecules that cross the cell's border: bonds, too, go to the nearest image.
-            if cell is not None and hasattr(force, "setUsesPeriodicBoundaryConditions"):
-                force.setUsesPeriodicBoundaryConditions(True)
         platform = openmm.Platform.getPlatformByName(self.settings.platform)
         return openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
 
@@ -173,3 +172,31 @@ def _waters(atoms: Atoms) -> tuple[Any, np.ndarray]:
     if len(set(order)) != len(order):
         raise InputError("a hydrogen is nearest to two oxygens: not molecules of water")
     return topology, np.array(order)
+
+
+def _bonds(topology: Any, n_atoms: int) -> list[np.ndarray]:
+    """Trees of bonds over all molecules: for each distance from the root, ``(bonds, 2)`` pairs of a known atom and a new one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import breadth_first_order, connected_components
+
+    pairs = np.array([[one.index, other.index] for one, other in topology.bonds()]).reshape(-1, 2)
+    graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(n_atoms, n_atoms)).tocsr()
+    _, molecule = connected_components(graph, directed=False)
+    depth, levels = np.zeros(n_atoms, dtype=int), list[list[tuple[int, int]]]()
+    for root in np.unique(molecule, return_index=True)[1]:
+        reached, parents = breadth_first_order(graph, root, directed=False)
+        for atom in reached[1:]:
+            depth[atom] = depth[parents[atom]] + 1
+            if depth[atom] > len(levels):
+                levels.append([])
+            levels[depth[atom] - 1].append((parents[atom], atom))
+    return [np.array(level) for level in levels]
+
+
+def _whole(positions: np.ndarray, bonds: list[np.ndarray], cell: np.ndarray) -> np.ndarray:
+    """Positions with molecules that cross the cell's border put together: OpenMM takes bonds as they are."""
+    positions = positions.copy()
+    for level in bonds:
+        across = (positions[level[:, 1]] - positions[level[:, 0]]) @ np.linalg.inv(cell)
+        positions[level[:, 1]] -= np.round(across) @ cell
+    return positions
