@@ -19,13 +19,14 @@ from command import hear_interrupts
 from sapis.core.config import parse_config
 from sapis.core.errors import ConfigError, DataError, FileError, LabelerError
 from sapis.data.system import System
+from sapis.executors.outcome import Failure
+from sapis.executors.pool import run_tasks
+from sapis.executors.worker import report_progress
 from sapis.labelers.build import build_labeler
 from sapis.labelers.cache import LabelCache
 from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.farm import apply_labels, label_all
-from sapis.labelers.labeler import Failure, Label, LabelerConfig, Outcome
-from sapis.labelers.pool import run_tasks
-from sapis.labelers.worker import report_progress
+from sapis.labelers.labeler import Label, LabelerConfig, Outcome
 
 pytest.importorskip("tblite", reason="tblite is not installed")
 

@@ -16,8 +16,9 @@ from ase.calculators.calculator import FileIOCalculator
 from sapis.api import save
 from sapis.core.errors import ConfigError, FileError
 from sapis.data.system import System
+from sapis.executors.outcome import Failure
 from sapis.labelers.build import METHODS, build_labeler
-from sapis.labelers.labeler import Failure, Label, LabelerConfig, Outcome
+from sapis.labelers.labeler import Label, LabelerConfig, Outcome
 from sapis.testing import tolerances
 from sapis.testing.labelers import check_labeler
 

@@ -20,9 +20,10 @@ from conftest import labelled_frames, small_config
 from sapis.core.errors import TrainingError
 from sapis.core.seeds import generator
 from sapis.data.system import System
+from sapis.executors.outcome import Failure
 from sapis.labelers.cache import LabelCache
 from sapis.labelers.farm import label_all
-from sapis.labelers.labeler import Failure, Label, LabelerConfig
+from sapis.labelers.labeler import Label, LabelerConfig
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import new_potential
 from sapis.training.loop import Training
@@ -130,7 +131,7 @@ def test_a_worker_without_a_parent_ends_and_does_not_report_a_failure() -> None:
     """Else a killed run leaves a trajectory cut short, with a record that vouches for it."""
     script = ("import os\n"
               "from multiprocessing.connection import Pipe\n"
-              "from sapis.labelers import worker\n"
+              "from sapis.executors import worker\n"
               "os.setsid()\n"
               "ours, worker._parent = Pipe()\n"
               "ours.close()\n"

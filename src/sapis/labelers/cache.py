@@ -11,7 +11,8 @@ import numpy as np
 from sapis.core.errors import FileError
 from sapis.core.files import hash_bytes, hash_json, read_json, write_json
 from sapis.data.system import System
-from sapis.labelers.labeler import Failure, Label, Outcome
+from sapis.executors.outcome import Failure
+from sapis.labelers.labeler import Label, Outcome
 
 
 class LabelCache:

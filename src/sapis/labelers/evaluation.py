@@ -14,7 +14,8 @@ from ase.data import ground_state_magnetic_moments
 
 from sapis.core.errors import ConfigError
 from sapis.data.system import System
-from sapis.labelers.labeler import Failure, FailureKind, Label, Labeler, LabelerConfig, Outcome
+from sapis.executors.outcome import Failure, FailureKind
+from sapis.labelers.labeler import Label, Labeler, LabelerConfig, Outcome
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator

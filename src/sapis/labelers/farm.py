@@ -9,10 +9,11 @@ from functools import partial
 from sapis.core.errors import DataError
 from sapis.core.progress import progress_bar
 from sapis.data.system import System
+from sapis.executors.outcome import Failure
+from sapis.executors.pool import run_tasks
 from sapis.labelers.build import build_labeler
 from sapis.labelers.cache import LabelCache
-from sapis.labelers.labeler import Failure, LabelerConfig, Outcome
-from sapis.labelers.pool import run_tasks
+from sapis.labelers.labeler import LabelerConfig, Outcome
 
 
 def label_all(

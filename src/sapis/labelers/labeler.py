@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from sapis.core.config import Config
 from sapis.data.system import System
+from sapis.executors.outcome import Failure
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
-
-FailureKind = Literal["not_converged", "not_finite", "unsupported", "timeout", "crashed", "killed", "error"]
 
 
 class LabelerConfig(Config):
@@ -56,22 +55,6 @@ class Label:
     energy: float
     forces: np.ndarray
     stress: np.ndarray | None
-    cpu_seconds: float
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A label that could not be computed, as a value.
-
-    Attributes:
-        kind: ``not_converged``, ``not_finite``, ``unsupported`` (the method is not made for this structure),
-            ``timeout``, ``crashed`` (the process died), ``killed`` (from outside) or ``error`` (any other exception).
-        reason: one line for the user.
-        cpu_seconds: what it cost.
-    """
-
-    kind: FailureKind
-    reason: str
     cpu_seconds: float
 
 

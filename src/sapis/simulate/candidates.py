@@ -12,9 +12,10 @@ from sapis.core.files import hash_file, hash_json
 from sapis.core.progress import console, progress_bar
 from sapis.core.records import Record, Stopwatch, provenance, valid_record, write_record
 from sapis.data.system import System
+from sapis.executors.outcome import Failure
+from sapis.executors.pool import run_tasks
 from sapis.labelers.build import build_labeler
-from sapis.labelers.labeler import Failure, LabelerConfig
-from sapis.labelers.pool import run_tasks
+from sapis.labelers.labeler import LabelerConfig
 from sapis.simulate.sampling import CandidatesConfig, Trajectory, rattled_candidates, simulate
 
 

@@ -14,9 +14,10 @@ from pydantic import Field, model_validator
 from sapis.core.config import Config
 from sapis.core.seeds import generator
 from sapis.data.system import System
+from sapis.executors.outcome import Failure
+from sapis.executors.worker import report_progress
 from sapis.labelers.build import build_labeler
-from sapis.labelers.labeler import Failure, LabelerConfig
-from sapis.labelers.worker import report_progress
+from sapis.labelers.labeler import LabelerConfig
 
 if TYPE_CHECKING:
     from ase.md.langevin import Langevin

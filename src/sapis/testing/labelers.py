@@ -11,7 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from sapis.core.seeds import generator
 from sapis.data.system import System
-from sapis.labelers.labeler import Failure, Label, Labeler
+from sapis.executors.outcome import Failure
+from sapis.labelers.labeler import Label, Labeler
 from sapis.testing import tolerances
 from sapis.testing.laws import Check
 

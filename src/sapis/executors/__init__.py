@@ -1,0 +1,1 @@
+"""Work in other processes, here or on a cluster: limits, retries, and failures as values."""
