@@ -260,9 +260,16 @@ class Store(Sequence[System]):
 
     def add_source(self, source: Mapping[str, Any]) -> None:
         """Note where frames came from: name, hash, licence and whatever else there is to say, as JSON values."""
+        self._describe(sources=[*_read_manifest(self.path)["sources"], dict(source)])
+
+    def set_isolated(self, level: str, energies: Mapping[int, float]) -> None:
+        """Note energies of isolated atoms at a level of theory, eV, by atomic number."""
+        named = {chemical_symbols[z]: energy for z, energy in sorted(energies.items())}
+        self._describe(isolated={**_read_manifest(self.path)["isolated"], level: named})
+
+    def _describe(self, **entries: Any) -> None:
         self._begin_to_write()
-        manifest = _read_manifest(self.path)
-        manifest["sources"].append(dict(source))
+        manifest = _read_manifest(self.path) | entries
         write_json(self.path / MANIFEST, manifest)
         self.manifest = manifest
 

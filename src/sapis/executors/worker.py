@@ -6,6 +6,7 @@ already, so that a death costs milliseconds. The start is kept light (no torch, 
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import queue
@@ -44,6 +45,7 @@ def serve(handle: int, memory_MB: float | None) -> None:
         return
     except EOFError:
         return
+    gc.freeze()  # what is there is not looked at again, so that forked processes share its memory
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # to wait for it with a time limit
     while True:
         before = _children_cpu_seconds()

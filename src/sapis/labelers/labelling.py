@@ -1,0 +1,174 @@
+"""Labels for any number of structures, appended to a store."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from sapis.core.progress import progress_bar
+from sapis.data.store import Store
+from sapis.data.system import System
+from sapis.executors.executor import Executor
+from sapis.executors.outcome import Failure, Limits
+from sapis.labelers.build import build_labeler
+from sapis.labelers.journal import Journal
+from sapis.labelers.labeler import LabelerConfig, Outcome
+
+WINDOW = 4096  # structures under way or waiting to be written, at most
+CHUNK = 256  # written together
+WRITE_S = 2.0  # or as soon as the oldest has waited this long
+SHOW_S = 0.2  # between two looks of the progress bar
+LOOK_AHEAD = 256  # structures whose journal entries are read together
+
+
+@dataclass
+class Labelling:
+    """What a labelling did.
+
+    Attributes:
+        n_read: structures that were asked for.
+        n_known: of these had been done before.
+        n_labelled: new labels.
+        failures: new failures by kind.
+        cpu_seconds: of the labels and failures themselves, in the processes that made them.
+        level: level of theory of the labels.
+        method: see `sapis.labelers.labeler.Labeler`.
+    """
+
+    level: str
+    method: dict[str, Any]
+    n_read: int = 0
+    n_known: int = 0
+    n_labelled: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    cpu_seconds: float = 0.0
+
+
+def label_into(
+    store: Store, systems: Iterable[System], config: LabelerConfig, executor: Executor, *, limits: Limits | None = None,
+    total: int | None = None, retry_failures: bool = False,
+) -> Labelling:
+    """Label ``systems`` and append them to ``store``, in their order.
+
+    Each structure is labelled once, whatever happens: the same call after a kill goes on, and at most `WINDOW` labels that were
+    not written yet are computed again. Structures may be any number: they are read as they are needed.
+
+    Args:
+        systems: labels that they have are replaced.
+        config: the method.
+        executor: where it is computed.
+        limits: of each label; the time limit is the configuration's if there is none.
+        total: how many they are, for the progress bar.
+        retry_failures: compute again what has failed before. What was killed from outside always is.
+
+    Raises:
+        ConfigError, LabelerError, MissingDependencyError: see `sapis.labelers.build.build_labeler`.
+        FileError: the store cannot be written, or is being written by another process.
+    """
+    labeler = build_labeler(config)
+    found = Labelling(labeler.level, labeler.method)
+    limits = limits or Limits(timeout_s=config.timeout_s)
+    if limits.timeout_s is None:
+        limits = limits.model_copy(update={"timeout_s": config.timeout_s})
+    with Journal(store, labeler.method, labeler.level) as journal, progress_bar() as bar:
+        journal.forget_failures(None if retry_failures else ("killed",))
+        task = bar.add_task(f"labels {labeler.level}", total=total, note="")
+        writing = _Writing(store, journal, found)
+        shown = 0.0
+
+        def show(*, is_last: bool = False) -> None:
+            nonlocal shown
+            if not is_last and time.monotonic() - shown < SHOW_S:
+                return
+            shown = time.monotonic()
+            n_failed = sum(found.failures.values())
+            bar.update(task, completed=found.n_known + found.n_labelled + n_failed,
+                       note=f"{n_failed} failed, {found.cpu_seconds:.0f} CPU-s")
+
+        tasks = _missing(systems, journal, found, writing, show)
+        for number, outcome in executor.outcomes(partial(_labelling, config), tasks, limits=limits):
+            found.cpu_seconds += outcome.cpu_seconds
+            writing.take(number, outcome)
+            show()
+        writing.flush()
+        show(is_last=True)
+    return found
+
+
+def _missing(systems: Iterable[System], journal: Journal, found: Labelling, writing: _Writing, show: Callable[[], None],
+             ) -> Iterator[System]:
+    """Structures without a label, each once; those under way are kept by ``writing``."""
+    source = iter(systems)
+    while ahead := list(islice(source, LOOK_AHEAD)):
+        found.n_read += len(ahead)
+        keys = [journal.key(system) for system in ahead]
+        for system, key, is_done in zip(ahead, keys, journal.done(keys), strict=True):
+            if is_done or not writing.is_new(system, key):
+                found.n_known += 1
+                continue
+            yield system
+        show()
+
+
+class _Writing:
+    """Outcomes on their way to the store: they come in any order and are written in that of the structures. Where one takes so
+    long that `WINDOW` others wait for it, those go first.
+    """
+
+    def __init__(self, store: Store, journal: Journal, found: Labelling) -> None:
+        self.store, self.journal, self.found = store, journal, found
+        self._waiting: dict[int, tuple[System, bytes]] = {}
+        self._keys: set[bytes] = set()  # of those
+        self._outcomes: dict[int, Outcome] = {}
+        self._n_taken = self._n_ready = 0  # all below `_n_ready` have an outcome
+        self._written = time.monotonic()
+
+    def is_new(self, system: System, key: bytes) -> bool:
+        """Take a structure that is about to be labelled; false if the same one is under way."""
+        if key in self._keys:
+            return False
+        self._keys.add(key)
+        self._waiting[self._n_taken] = system, key
+        self._n_taken += 1
+        return True
+
+    def take(self, number: int, outcome: Outcome) -> None:
+        """Take an outcome; write what is complete, if it is enough or has waited long enough."""
+        self._outcomes[number] = outcome
+        before = self._n_ready
+        while self._n_ready in self._outcomes or (self._n_ready < self._n_taken and self._n_ready not in self._waiting):
+            self._n_ready += 1
+        is_due = time.monotonic() - self._written > WRITE_S
+        if len(self._outcomes) >= WINDOW:
+            self.flush()
+        elif self._n_ready > before and (is_due or len(self._outcomes) >= CHUNK):
+            self.flush(self._n_ready)
+
+    def flush(self, stop: int | None = None) -> None:
+        """Write what has an outcome, of those before number ``stop``."""
+        labelled, failed = list[tuple[bytes, System]](), list[tuple[bytes, System, Failure]]()
+        for number in sorted(number for number in self._outcomes if stop is None or number < stop):
+            (system, key), outcome = self._waiting.pop(number), self._outcomes.pop(number)
+            self._keys.discard(key)
+            if isinstance(outcome, Failure):
+                failed.append((key, system, outcome))
+            else:
+                labelled.append((key, replace(system, energy=outcome.energy, forces=outcome.forces, stress=outcome.stress,
+                                              level=self.found.level)))
+        self._written = time.monotonic()
+        if labelled:
+            self.store.append([system for _, system in labelled])
+        if labelled or failed:
+            self.journal.note([key for key, _ in labelled], failed)
+        self.found.n_labelled += len(labelled)
+        self.found.failures.update(failure.kind for *_, failure in failed)
+
+
+def _labelling(config: LabelerConfig) -> Callable[[System], Outcome]:
+    """What each worker runs."""
+    return build_labeler(config).label
