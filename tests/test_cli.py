@@ -18,7 +18,7 @@ from sapis.api import load
 from sapis.data.formats import LabelKeys, read_systems
 from sapis.pipeline.recipe import Recipe, example_recipe, read_recipe
 
-VERBS = ("run", "init", "check", "train", "grow", "evaluate", "md", "check-model", "info", "report", "doctor")
+VERBS = ("run", "init", "label", "train", "grow", "evaluate", "md", "check-model", "info", "report", "doctor")
 MAX_HELP_CPU_SECONDS = 1.0
 
 
@@ -193,7 +193,7 @@ def test_same_training_same_model(trained_folder: Path, tmp_path: Path) -> None:
 
 
 def test_check(folder: Path) -> None:
-    ending = sapis("check", "data.extxyz")
+    ending = sapis("data", "lint", "data.extxyz")
     assert ending.code == 0 and "60 frames" in ending.text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sapis.cli import check, check_model, doctor, evaluate, grow, info, init, label, md, report, run, train
+from sapis.cli import check_model, doctor, evaluate, grow, info, init, label, md, report, run, train
 from sapis.cli.data import data_app
 
 app = typer.Typer(
@@ -16,7 +16,6 @@ app.command("run")(run.run)
 app.command("init")(init.init)
 app.add_typer(data_app, name="data")
 app.command("label")(label.label)
-app.command("check")(check.check)
 app.command("train")(train.train)
 app.command("grow")(grow.grow)
 app.command("evaluate")(evaluate.evaluate)

@@ -1,4 +1,4 @@
-"""`sapis data`: sets of structures: get, convert, look at."""
+"""`sapis data`: sets of structures: get, convert, look at, lint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys
 if TYPE_CHECKING:
     from sapis.data.convert import Summary
 
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: get, convert, look at.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: get, convert, look at, lint.")
 data_app.command("get")(data_get.get)
 
 
@@ -80,6 +80,40 @@ def info(
                 typer.echo(f"  {line}")
     if as_json:
         typer.echo(json_text(found))
+
+
+@data_app.command("lint")
+def lint_(
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders or stores; each is looked at by itself.")],
+    isolated: Annotated[Path | None, typer.Option(help="Frames of one atom each: do they fit?")] = None,
+    waive: Annotated[list[str] | None, typer.Option(help="Rule whose errors are accepted; several times.")] = None,
+    needs: Annotated[list[str] | None, typer.Option(help="Labels that must be there; default energy and forces.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+) -> None:
+    """Faults that would spoil a training: missing labels, wrong units and signs, overlaps, duplicates. Exit code 2 for errors."""
+    from dataclasses import asdict
+
+    from sapis.core.files import json_text
+    from sapis.data.formats import read_systems
+    from sapis.data.lint import lint, raise_on_errors
+    from sapis.data.lint.sample import sampled
+    from sapis.data.reference import reference_energies_from_isolated
+
+    keys = label_keys(energy_key, forces_key, stress_key)
+    atoms = reference_energies_from_isolated(read_systems(isolated, keys=keys)) if isolated else None
+    found = {}
+    for path in paths:
+        systems, n_frames = sampled(path, keys)
+        found[str(path)] = findings = lint(systems, needs=needs or ("energy", "forces"), isolated=atoms)
+        if not as_json:
+            looked = f", of which {len(systems):,} were looked at" if len(systems) < n_frames else ""
+            typer.echo(f"{path}: {n_frames:,} frames{looked}, {len(findings)} findings")
+            for finding in findings:
+                typer.echo(f"  {finding.severity} [{finding.rule}] {finding.where}: {finding.message}")
+    if as_json:
+        typer.echo(json_text({path: [asdict(finding) for finding in findings] for path, findings in found.items()}))
+    raise_on_errors([finding for findings in found.values() for finding in findings], waived=waive or ())
 
 
 def _lines(summary: Summary) -> list[str]:

@@ -84,11 +84,12 @@ def train_files(
     test_sets = {name: read_systems(path, keys=keys) for name, path in _names(tests).items()}
     everything = [system for systems in test_sets.values() for system in systems]
     _require_comparable(train, {"validation": held, **test_sets})
-    findings = lint(train, needs=needed) + lint_splits(train, held, everything)
-    raise_on_errors(findings, waived=waived)
-    begun = known_potential(previous.potential, train, precision=settings.precision) if previous else None
     energy_key = LabelKeys(energy=keys.energy if keys else None)
     atoms = isolated_by_level(read_systems(isolated, keys=energy_key)) if isolated else {}
+    findings = lint(train, needs=needed, isolated=next(iter(atoms.values())) if len(atoms) == 1 else None)
+    findings += lint_splits(train, held, everything)
+    raise_on_errors(findings, waived=waived)
+    begun = known_potential(previous.potential, train, precision=settings.precision) if previous else None
 
     isolated_record = {level: {str(z): energy for z, energy in found.items()} for level, found in atoms.items()}
     work = Workspace(output, ["training", "model.sapis"])

@@ -188,7 +188,7 @@ class Training:
         if not math.isfinite(norm):
             raise TrainingError(
                 expected="finite gradients", received=f"loss {float(value.detach()):g}, gradient norm {norm:g}",
-                where=f"step {state.step}", todo="lint the data (`sapis check`), or lower the learning rate",
+                where=f"step {state.step}", todo="lint the data (`sapis data lint`), or lower the learning rate",
             )
         # A single frame with huge errors would fill the optimiser's memory of squared gradients (AMSGrad never forgets them).
         state.gradient_norm = norm if state.step == 0 else state.gradient_norm
