@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sapis.cli import data_get
+from sapis.cli import data_generate, data_get
 from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: get, convert, look at, lint.")
 data_app.command("get")(data_get.get)
+data_app.add_typer(data_generate.generate_app, name="generate")
 
 
 @data_app.command()

@@ -285,7 +285,9 @@ class Store(Sequence[System]):
         """Append ``(hash, bytes, atoms)`` to a shard, then to the index."""
         name, first = _shard_name(shard), len(self)
         local = first - self._starts[shard]
-        digest = hashlib.blake2b(self._digest + b"".join(key for key, _, _ in frames), digest_size=_HASH_BYTES).digest()
+        digest = self._digest
+        for key, _, _ in frames:  # one by one, so that it does not matter which were appended together
+            digest = hashlib.blake2b(digest + key, digest_size=_HASH_BYTES).digest()
         sizes = np.array([n_atoms for _, _, n_atoms in frames], dtype="<u4")
         environment = self._environment(name)
         with _translated(self.path / name):

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from sapis.core.config import Config
 
-FailureKind = Literal["not_converged", "not_finite", "unsupported", "timeout", "memory", "crashed", "killed", "error"]
+FailureKind = Literal["not_converged", "not_finite", "unsupported", "too_large", "timeout", "memory", "crashed", "killed",
+                      "error"]
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class Failure:
     """A task without a result, as a value.
 
     Attributes:
-        kind: ``not_converged``, ``not_finite``, ``unsupported`` (the method is not made for this structure), ``timeout``,
-            ``memory`` (it took more than it may), ``crashed`` (its process died), ``killed`` (from outside) or ``error`` (any
-            other exception).
+        kind: ``not_converged``, ``not_finite``, ``unsupported`` (the method is not made for this structure), ``too_large``
+            (forces beyond what is wanted), ``timeout``, ``memory`` (it took more than it may), ``crashed`` (its process died),
+            ``killed`` (from outside) or ``error`` (any other exception).
         reason: one line for the user.
         cpu_seconds: what it cost, all attempts together.
     """

@@ -88,6 +88,16 @@ def process_cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
+def within_limit(outcome: Outcome, max_force_eV_A: float | None) -> Outcome:
+    """``outcome``, or a failure in its place where a force exceeds the limit."""
+    if max_force_eV_A is None or isinstance(outcome, Failure):
+        return outcome
+    largest = float(np.linalg.norm(outcome.forces, axis=1).max())
+    if largest <= max_force_eV_A:
+        return outcome
+    return Failure("too_large", f"a force of {largest:.3g} eV/Å, above {max_force_eV_A:g}", outcome.cpu_seconds)
+
+
 def check_arguments(config: LabelerConfig, known: Collection[str], hint: str = "remove it") -> None:
     """Refuse arguments that are not among ``known``: many packages would ignore them.
 

@@ -27,6 +27,7 @@ class LabelerConfig(Config):
         arguments: of the method; see docs/howto/label.md.
         level: level of theory that the labels are given; default: what the method says of itself.
         timeout_s: a label that takes longer is recorded as a failure.
+        max_force_eV_A: a label with a larger force is recorded as a failure: the structure is beyond what is worth learning.
         is_stateless: build the calculator once per process and not once per label. Only for calculators whose
             result does not depend on what they computed before, such as a machine-learned potential.
         scratch: folder in which programs work; those of failed labels stay there. Default: the system's, nothing stays.
@@ -37,6 +38,7 @@ class LabelerConfig(Config):
     arguments: dict[str, Any] = Field(default_factory=dict)
     level: str = ""
     timeout_s: float = Field(default=600.0, gt=0)
+    max_force_eV_A: float | None = Field(default=None, gt=0)
     is_stateless: bool = False
     scratch: Path | None = None
 

@@ -16,6 +16,7 @@ from sapis.data.system import System
 from sapis.executors.executor import Executor
 from sapis.executors.outcome import Failure, Limits
 from sapis.labelers.build import build_labeler
+from sapis.labelers.evaluation import within_limit
 from sapis.labelers.journal import Journal
 from sapis.labelers.labeler import LabelerConfig, Outcome
 
@@ -171,4 +172,5 @@ class _Writing:
 
 def _labelling(config: LabelerConfig) -> Callable[[System], Outcome]:
     """What each worker runs."""
-    return build_labeler(config).label
+    labeler = build_labeler(config)
+    return lambda system: within_limit(labeler.label(system), config.max_force_eV_A)
