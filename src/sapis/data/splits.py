@@ -10,6 +10,7 @@ import numpy as np
 
 from sapis.core.errors import ConfigError, DataError
 from sapis.core.seeds import generator
+from sapis.data.store import Selection, Store
 from sapis.data.system import System
 
 TRAIN, VALIDATION, TEST, DROPPED = 0, 1, 2, 3
@@ -19,16 +20,16 @@ MIN_BLOCK_GAPS = 20
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint parts of a data set, each in the order of the original.
+    """Disjoint parts of a data set, each in the order of the original: lists, or of a store selections.
 
     Attributes:
         dropped: frames left out because they border on another part in time.
     """
 
-    train: list[System]
-    validation: list[System]
-    test: list[System]
-    dropped: list[System] = field(default_factory=list)
+    train: Sequence[System]
+    validation: Sequence[System]
+    test: Sequence[System]
+    dropped: Sequence[System] = field(default_factory=list)
 
 
 def split_in_time(
@@ -118,8 +119,9 @@ def random_split(systems: Sequence[System], n_train: int, n_validation: int, see
 
 
 def _split(systems: Sequence[System], part_of: np.ndarray) -> Split:
-    def members(part: int) -> list[System]:
-        return [system for system, own in zip(systems, part_of, strict=True) if own == part]
+    def members(part: int) -> Sequence[System]:
+        chosen = np.flatnonzero(part_of == part)
+        return Selection(systems, chosen) if isinstance(systems, Store) else [systems[int(number)] for number in chosen]
 
     return Split(members(TRAIN), members(VALIDATION), members(TEST), members(DROPPED))
 

@@ -2,8 +2,8 @@
 
 The folder holds `store.json` (what it is), LMDB files `shard-00000.mdb` … (the frames, see `sapis.data.packing`) and
 `index.mdb` (content hash of each frame to its number, from which duplicates are known). A batch is there when `Store.append`
-returns, and no part of it before: LMDB commits in one step. The index is committed after the frames and caught up at the next
-opening, so a writer can be killed between the two.
+returns, and no part of it before: LMDB commits in one step. The index follows in larger pieces, for its entries lie anywhere, and
+is caught up by the next writer, so that one may be killed between the two.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAP_SIZE = 2**36
 UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3, tension positive", "charge": "e"}
 _NUMBER = struct.Struct(">Q")
 _HASH_BYTES = 16
-_CATCH_UP = 10_000  # frames indexed in one transaction
+_INDEXED_TOGETHER = 65_536  # frames in one transaction
 _INDEXED = b"n"
 
 
@@ -57,6 +57,7 @@ class Store(Sequence[System]):
         self._environments: dict[str, lmdb.Environment] = {}
         self._transactions: dict[int, tuple[lmdb.Transaction, Any]] = {}
         self._lock: IO[bytes] | None = None
+        self._unindexed: dict[bytes, int] = {}  # of the writer
         _stores.add(self)
         self.refresh()
 
@@ -165,12 +166,16 @@ class Store(Sequence[System]):
         return bytes(data)
 
     def verify(self) -> Iterator[int]:
-        """Numbers of frames whose content is not what was written."""
+        """Numbers of frames whose content is not what was written. The last ones are left out while another process appends:
+        what they should be is not known yet.
+        """
         if not (self.path / INDEX).exists():
             yield from range(len(self))
             return
+        self._index()
         with _translated(self.path / INDEX), self._environment(INDEX).begin() as transaction:
-            for number in range(len(self)):
+            known = transaction.get(_INDEXED)
+            for number in range(min(len(self), _NUMBER.unpack(known)[0] if known else 0)):
                 known = transaction.get(_hash(self.packed(number)))
                 if known is None or _NUMBER.unpack(known)[0] != number:
                     yield number
@@ -196,7 +201,7 @@ class Store(Sequence[System]):
 
     def forget_files(self) -> None:
         """Leave open files to the process that opened them, see `_after_fork`."""
-        self._environments, self._transactions, self._lock = {}, {}, None
+        self._environments, self._transactions, self._lock, self._unindexed = {}, {}, None, {}
 
     def _forget_transactions(self) -> None:
         for transaction, _ in self._transactions.values():
@@ -205,6 +210,7 @@ class Store(Sequence[System]):
 
     def close(self) -> None:
         """Give back files and the right to append."""
+        self._index()
         self._forget_transactions()
         self._environments = {}
         if self._lock is not None:
@@ -242,8 +248,9 @@ class Store(Sequence[System]):
         new: dict[bytes, int] = {}  # hash to position
         with _translated(self.path / INDEX), self._environment(INDEX).begin() as transaction:
             for position, key in enumerate(hashes):
-                known = transaction.get(key)
-                if known is not None:
+                if (number := self._unindexed.get(key)) is not None:
+                    numbers[position] = number
+                elif (known := transaction.get(key)) is not None:
                     numbers[position] = _NUMBER.unpack(known)[0]
                 elif key in new:
                     numbers[position] = numbers[new[key]]
@@ -300,13 +307,21 @@ class Store(Sequence[System]):
         self._digest = digest
         self._sizes.append(sizes)
         self._starts[-1] = first + len(frames)
-        self._index([(key, first + i) for i, (key, _, _) in enumerate(frames)], len(self))
+        self._unindexed |= {key: first + i for i, (key, _, _) in enumerate(frames)}
+        if len(self._unindexed) >= _INDEXED_TOGETHER:
+            self._index()
 
-    def _index(self, entries: Sequence[tuple[bytes, int]], n_frames: int) -> None:
+    def _index(self) -> None:
+        """Write what waits for it. All frames before the last one that waits are in the index then."""
+        if not self._unindexed:
+            return
+        n_frames = max(self._unindexed.values()) + 1
         with _translated(self.path / INDEX), self._environment(INDEX).begin(write=True) as transaction:
             # Sorted, neighbours in the tree are written together.
-            transaction.cursor().putmulti(sorted((key, _NUMBER.pack(number)) for key, number in entries), overwrite=False)
+            entries = sorted((key, _NUMBER.pack(number)) for key, number in self._unindexed.items())
+            transaction.cursor().putmulti(entries, overwrite=False)
             transaction.put(_INDEXED, _NUMBER.pack(n_frames))
+        self._unindexed = {}
 
     def _begin_to_write(self) -> None:
         """Take the right to append; see all that was appended, and index what a killed writer did not."""
@@ -324,9 +339,10 @@ class Store(Sequence[System]):
         with _translated(self.path / INDEX), self._environment(INDEX).begin() as transaction:
             known = transaction.get(_INDEXED)
         indexed = _NUMBER.unpack(known)[0] if known else 0
-        for start in range(indexed, len(self), _CATCH_UP):
-            numbers = range(start, min(start + _CATCH_UP, len(self)))
-            self._index([(_hash(self.packed(number)), number) for number in numbers], numbers.stop)
+        for start in range(indexed, len(self), _INDEXED_TOGETHER):
+            for number in range(start, min(start + _INDEXED_TOGETHER, len(self))):
+                self._unindexed.setdefault(_hash(self.packed(number)), number)
+            self._index()
 
 
 class Selection(Sequence[System]):

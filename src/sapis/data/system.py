@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -164,8 +164,10 @@ class System:
         return cls(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, **fields)
 
 
-def hash_systems(systems: list[System]) -> str:
-    """Hash of a data set: structures and labels, in order."""
+def hash_systems(systems: Sequence[System]) -> str:
+    """Hash of a data set: structures and labels, in order. A store has its own."""
+    if (known := getattr(systems, "content_hash", None)) is not None:
+        return str(known)
     parts = []
     for system in systems:
         labels = [np.float64(np.nan if system.energy is None else system.energy).tobytes()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,7 @@ def data(recipe: Recipe, source: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def train(parts: dict[str, list[System]], begun: tuple[TransformerPotential, dict[str, ReferenceEnergies]],
+def train(parts: Mapping[str, Sequence[System]], begun: tuple[TransformerPotential, dict[str, ReferenceEnergies]],
           training: TrainingConfig, folder: Path, target: Path, card: dict[str, Any]) -> dict[str, Any]:
     """Train a potential on ``parts`` and write it as a bundle with ``card``; ``begun`` is from `sapis.training.fit`."""
     potential, references = begun

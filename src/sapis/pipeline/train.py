@@ -18,8 +18,10 @@ from sapis.core.version import __version__
 from sapis.data.conditions import Conditions
 from sapis.data.formats import LabelKeys, read_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
+from sapis.data.lint.sample import sample_of
 from sapis.data.reference import isolated_by_level
 from sapis.data.splits import random_split
+from sapis.data.store import Selection, Store, is_store
 from sapis.data.system import System, chemical_symbols, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.model.config import ModelConfig
@@ -72,9 +74,9 @@ def train_files(
     previous = _previous(start, request, isolated) if start else None
     settings = request.training
     needed = [name for name, weight in (("energy", settings.energy_weight), ("forces", settings.force_weight)) if weight]
-    train = read_systems(data, keys=keys, require=needed)
+    train: Sequence[System] = Store(data) if is_store(data) else read_systems(data, keys=keys, require=needed)
     if validation is not None:
-        held = read_systems(validation, keys=keys, require=needed)
+        held: Sequence[System] = read_systems(validation, keys=keys, require=needed)
     else:
         if n_validation >= len(train):
             raise DataError(expected=f"more than {n_validation} frames, of which {n_validation} validate",
@@ -86,7 +88,9 @@ def train_files(
     _require_comparable(train, {"validation": held, **test_sets})
     energy_key = LabelKeys(energy=keys.energy if keys else None)
     atoms = isolated_by_level(read_systems(isolated, keys=energy_key)) if isolated else {}
-    findings = lint(train, needs=needed, isolated=next(iter(atoms.values())) if len(atoms) == 1 else None)
+    if not atoms and isinstance(train, Store | Selection):
+        atoms = _known_isolated(train)
+    findings = lint(sample_of(train), needs=needed, isolated=next(iter(atoms.values())) if len(atoms) == 1 else None)
     findings += lint_splits(train, held, everything)
     raise_on_errors(findings, waived=waived)
     begun = known_potential(previous.potential, train, precision=settings.precision) if previous else None
@@ -164,11 +168,18 @@ def _names(tests: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _errors(model: Path, sets: dict[str, list[System]]) -> dict[str, Any]:
+def _errors(model: Path, sets: Mapping[str, Sequence[System]]) -> dict[str, Any]:
     potential = load(model).potential
     return {name: evaluate(potential, systems) for name, systems in sets.items()}
 
 
 def _smallest(systems: Sequence[System]) -> list[System]:
-    """The physics laws hold or fail alike in small and large systems; small ones are quick."""
-    return [min(systems, key=len).without_labels()]
+    """The physics laws hold or fail alike in small and large systems; small ones are quick. A lone atom shows none of them."""
+    chosen = [system for system in systems if len(system) > 1] or list(systems)
+    return [min(chosen, key=len).without_labels()]
+
+
+def _known_isolated(train: Store | Selection) -> dict[str, dict[int, float]]:
+    """Energies of isolated atoms that the store has for levels of its frames."""
+    store = train if isinstance(train, Store) else train.store
+    return {level: energies for level, energies in store.isolated.items() if energies}

@@ -15,7 +15,9 @@ class TrainingConfig(Config):
     epochs: int | None = Field(None, ge=1, description="passes over the training set")
     cpu_seconds: float | None = Field(None, gt=0, description="CPU seconds of this process, validation included")
     flops: float | None = Field(None, gt=0, description="arithmetic as the log counts it: contractions of training steps")
-    batch_size: int = Field(2, ge=1, description="systems per step")
+    batch_size: int = Field(2, ge=1, description="systems per step, if there is no max_atoms")
+    max_atoms: int | None = Field(None, ge=1, description="atoms per step at most, of systems of about one size")
+    workers: int = Field(0, ge=0, description="processes that search for neighbours beside the training, for large sets")
     learning_rate: float = Field(0.005, gt=0)
     warmup_steps: int = Field(100, ge=0)
     optimizer: Literal["muon", "amsgrad"] = "muon"

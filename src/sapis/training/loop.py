@@ -6,7 +6,7 @@ import csv
 import importlib.util
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from sapis.core.errors import FileError, TrainingError
 from sapis.core.files import hash_json, replacing
 from sapis.core.progress import progress_bar
-from sapis.core.seeds import generator
-from sapis.data.batch import collate
+from sapis.data.batch import Batch, collate
+from sapis.data.loader import Loader
 from sapis.data.system import System, hash_systems
 from sapis.model.backend import backend_of
 from sapis.model.cost import counted_flops
@@ -88,7 +88,9 @@ class Training:
                                 received="none", where="training settings", todo="give one of them")
         torch.set_num_threads(config.threads)
         self.potential, self.config, self.folder = potential, config, folder
-        self.samples = [potential.sample(system) for system in train]
+        self.loader = Loader(
+            train, potential.sample, cutoff=potential.cutoff, dtype=potential.dtype, batch_size=config.batch_size,
+            max_atoms=config.max_atoms, seed=config.seed, n_workers=config.workers)
         self.validation = [potential.sample(system) for system in validation]
         self.weights = list(potential.parameters())
         self.parameters: dict[str, torch.Tensor] = dict(potential.named_parameters())
@@ -96,10 +98,10 @@ class Training:
         self.mean = RunningMean(self.parameters, config.ema_decay)
         self.learning_rate = 0.0  # of the last step
         self.progress = Progress()
-        self.n_batches = -(-len(train) // config.batch_size)
+        self.n_batches = self.loader.n_batches
         self.identity = hash_json({
             "model": potential.settings(), "weights": hash_tensors(self.parameters), "training": config.model_dump(),
-            "train": hash_systems(list(train)), "validation": hash_systems(list(validation)),
+            "train": hash_systems(train), "validation": hash_systems(validation),
         })
         self.flops_of_batch = counted_flops(potential.transformer)
         self.board: Any = None
@@ -120,8 +122,8 @@ class Training:
         with bar:
             total = self.total_steps()
             task = bar.add_task("train", total=total or 1000, completed=self._done(total), note="")
-            for batch_indices in self._batches(until):
-                self._step(batch_indices)
+            for batch in () if self._is_over(until) else self.loader.batches(self.progress.step):
+                self._step(batch)
                 now = time.process_time()
                 self.progress.cpu_seconds += now - clock
                 clock = now
@@ -140,7 +142,7 @@ class Training:
 
     def _warm_up(self) -> None:
         """Loops that were never used on this machine are compiled before the clock runs (about a minute, then kept)."""
-        batch = collate(self.samples[:1], cutoff=self.potential.cutoff, dtype=self.potential.dtype)
+        batch = self.loader.batch(np.zeros(1, dtype=int))
         energies, forces, virials = self.potential(batch, create_graph=True)
         value = loss(batch, energies, forces, virials, self.config, self.potential.scale)
         torch.autograd.grad(value, self.weights, allow_unused=True)
@@ -166,17 +168,8 @@ class Training:
     def _is_over(self, until: float) -> bool:
         return self.progress.is_finished or self.spent() >= until
 
-    def _batches(self, until: float) -> Iterator[np.ndarray]:
-        """Indices of each batch from the current step on; the order of an epoch depends on seed and epoch only."""
-        while not self._is_over(until):
-            epoch, position = divmod(self.progress.step, self.n_batches)
-            order = generator(self.config.seed, "epoch", epoch).permutation(len(self.samples))
-            for start in range(position, self.n_batches):
-                yield order[start * self.config.batch_size : (start + 1) * self.config.batch_size]
-
-    def _step(self, indices: np.ndarray) -> None:
+    def _step(self, batch: Batch) -> None:
         state, config = self.progress, self.config
-        batch = collate([self.samples[i] for i in indices], cutoff=self.potential.cutoff, dtype=self.potential.dtype)
         self.learning_rate = learning_rate(config, step=state.step - state.warm_from, progress=self.spent())
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group["rate_factor"]

@@ -14,18 +14,23 @@ from sapis.data.system import System
 SAMPLE, RUN = 20_000, 50  # frames of a store that are linted, and of these how many in a row
 
 
-def sampled(path: Path, keys: LabelKeys | None = None, *, n_most: int = SAMPLE) -> tuple[Sequence[System], int]:
-    """The frames of a file, or of a large store as many as memory and patience are good for: runs of frames that follow each
-    other, spread over all of it. And how many frames there are.
+def sampled(path: Path, keys: LabelKeys | None = None) -> tuple[Sequence[System], int]:
+    """The frames of a file, or a sample of those of a store; and how many there are.
 
     Raises:
         SapisError: bad input.
     """
-    if not is_store(path):
-        systems = read_systems(path, keys=keys)
-        return systems, len(systems)
-    store = Store(path)
-    if len(store) <= n_most:
-        return list(store), len(store)
-    starts = np.linspace(0, len(store) - RUN, n_most // RUN).astype(int)
-    return [store[int(number)] for start in starts for number in range(start, start + RUN)], len(store)
+    systems: Sequence[System] = Store(path) if is_store(path) else read_systems(path, keys=keys)
+    return sample_of(systems), len(systems)
+
+
+def sample_of(systems: Sequence[System], *, n_most: int = SAMPLE) -> Sequence[System]:
+    """All of a list; of a store as many as memory and patience are good for: runs of frames that follow each other, spread over
+    all of it.
+    """
+    if isinstance(systems, list):
+        return systems
+    if len(systems) <= n_most:
+        return list(systems)
+    starts = np.linspace(0, len(systems) - RUN, n_most // RUN).astype(int)
+    return [systems[int(number)] for start in starts for number in range(start, start + RUN)]

@@ -1,0 +1,103 @@
+"""Batches of an epoch: shuffled, of a size or within a budget of atoms; the same whatever makes them, and from any one on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sapis.core.seeds import generator
+from sapis.data.batch import Batch, Sample, collate
+from sapis.data.system import System
+
+# Atoms whose neighbours are kept, a kilobyte each; beyond that they are searched for anew whenever a system is needed.
+MAX_KEPT_ATOMS = 500_000
+PREFETCHED = 8  # batches of each process
+
+
+class Loader:
+    """Systems as batches.
+
+    Args:
+        systems: a list, or a store of any number.
+        prepare: makes a sample of a system.
+        cutoff, dtype: see `sapis.data.batch.collate`.
+        batch_size: systems of a batch, if there is no ``max_atoms``.
+        max_atoms: of a batch, which then holds as many systems of about one size as fit (one at least).
+        seed: of the order.
+        n_workers: processes that search for neighbours beside this one; the batches are the same.
+        rank, n_ranks: of processes that train together, each takes its share of every epoch; the last batches come twice where
+            they do not divide.
+    """
+
+    def __init__(self, systems: Sequence[System], prepare: Callable[[System], Sample], *, cutoff: float, dtype: torch.dtype,
+                 batch_size: int = 1, max_atoms: int | None = None, seed: int = 0, n_workers: int = 0, rank: int = 0,
+                 n_ranks: int = 1) -> None:
+        self.systems, self.prepare, self.cutoff, self.dtype = systems, prepare, cutoff, dtype
+        self.seed, self.n_workers, self.rank, self.n_ranks = seed, n_workers, rank, n_ranks
+        sizes = _sizes(systems)
+        # Classes of systems of which equally many fit: so the number of batches is the same in every epoch.
+        capacities = np.full(len(sizes), batch_size) if max_atoms is None else np.maximum(1, max_atoms // sizes)
+        self.classes = [(int(capacity), np.flatnonzero(capacities == capacity)) for capacity in np.unique(capacities)]
+        self.n_batches = -(-sum(-(-len(members) // capacity) for capacity, members in self.classes) // n_ranks)
+        self._samples: dict[int, Sample] | None = {} if int(sizes.sum()) <= MAX_KEPT_ATOMS else None
+        if self._samples is not None:
+            self._samples = {number: prepare(system) for number, system in enumerate(systems)}
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """The numbers of the systems of each batch of an epoch; they depend on seed and epoch alone."""
+        random = generator(self.seed, "epoch", epoch)
+        batches = []
+        for capacity, members in self.classes:
+            order = members[random.permutation(len(members))]
+            batches += [order[start : start + capacity] for start in range(0, len(order), capacity)]
+        if len(self.classes) > 1:
+            batches = [batches[k] for k in random.permutation(len(batches))]
+        batches += batches[: self.n_batches * self.n_ranks - len(batches)]
+        return batches[self.rank :: self.n_ranks]
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """Batches without end, from number ``first`` of all epochs on."""
+        while True:
+            epoch, position = divmod(first, self.n_batches)
+            plan = self.plan(epoch)[position:]
+            yield from _parallel(self, plan) if self.n_workers else map(self.batch, plan)
+            first += len(plan)
+
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """The batch of some systems."""
+        return collate([self.sample(int(number)) for number in numbers], cutoff=self.cutoff, dtype=self.dtype)
+
+    def sample(self, number: int) -> Sample:
+        """A system ready for a batch."""
+        return self._samples[number] if self._samples is not None else self.prepare(self.systems[number])
+
+    def __len__(self) -> int:
+        return len(self.systems)
+
+
+class _Planned(Dataset[Batch]):
+    """Torch's view of a plan: one item a batch."""
+
+    def __init__(self, loader: Loader, plan: Sequence[np.ndarray]) -> None:
+        self.loader, self.plan = loader, plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, place: int) -> Batch:
+        return self.loader.batch(self.plan[place])
+
+
+def _parallel(loader: Loader, plan: Sequence[np.ndarray]) -> Iterator[Batch]:
+    options: dict[str, Any] = {"num_workers": loader.n_workers, "prefetch_factor": PREFETCHED, "multiprocessing_context": "fork"}
+    yield from DataLoader(_Planned(loader, plan), batch_size=None, shuffle=False, **options)
+
+
+def _sizes(systems: Sequence[System]) -> np.ndarray:
+    """Atoms of each system, ``(systems,)``; a store knows them without being read."""
+    known = getattr(systems, "n_atoms", None)
+    return np.array([len(system) for system in systems]) if known is None else np.asarray(known, dtype=np.int64)
