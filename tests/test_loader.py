@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 
 from command import TINY_MODEL, sapis
 from conftest import cluster, labelled_frames, small_potential
+from sapis.core.errors import TrainingError
 from sapis.core.files import read_json
 from sapis.data import loader as loading
 from sapis.data.batch import Batch
@@ -55,6 +56,22 @@ def test_batches_go_on_from_any_step_and_by_any_number_of_processes(monkeypatch:
     helped = loader(max_atoms=24, n_workers=2)
     assert helped._samples is None
     assert all(map(is_same, alone, islice(helped.batches(0), 25)))
+
+
+def test_weights_say_how_often_a_level_comes() -> None:
+    systems = [replace(system, level="dft" if number % 4 == 0 else "xtb") for number, system in enumerate(SYSTEMS)]
+    found = loader(systems, max_atoms=24, weights={"dft": 2.5, "xtb": 0.4})
+    counts: Counter[int] = Counter()
+    for epoch in range(20):
+        plan = found.plan(epoch)
+        assert len(plan) == found.n_batches
+        counts.update(int(k) for batch in plan for k in batch)
+    by_level = {level: [counts[k] for k, system in enumerate(systems) if system.level == level] for level in ("dft", "xtb")}
+    # Round numbers of draws within each class of sizes; all systems of a class take turns.
+    assert sum(by_level["dft"]) == pytest.approx(20 * 2.5 * 10, rel=0.25) and min(by_level["dft"]) > 30
+    assert sum(by_level["xtb"]) == pytest.approx(20 * 0.4 * 30, rel=0.25) and min(by_level["xtb"]) >= 4
+    with pytest.raises(TrainingError, match="ccsd"):
+        loader(systems, weights={"ccsd": 1.0})
 
 
 def test_ranks_share_an_epoch() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from sapis.core.errors import TrainingError
 from sapis.core.seeds import generator
 from sapis.data.batch import Batch, Sample, collate
 from sapis.data.system import System
@@ -27,6 +29,7 @@ class Loader:
         cutoff, dtype: see `sapis.data.batch.collate`.
         batch_size: systems of a batch, if there is no ``max_atoms``.
         max_atoms: of a batch, which then holds as many systems of about one size as fit (one at least).
+        weights: how often systems of each level of theory come, in units of once an epoch; 1 for those not named.
         seed: of the order.
         n_workers: processes that search for neighbours beside this one; the batches are the same.
         rank, n_ranks: of processes that train together, each takes its share of every epoch; the last batches come twice where
@@ -34,15 +37,14 @@ class Loader:
     """
 
     def __init__(self, systems: Sequence[System], prepare: Callable[[System], Sample], *, cutoff: float, dtype: torch.dtype,
-                 batch_size: int = 1, max_atoms: int | None = None, seed: int = 0, n_workers: int = 0, rank: int = 0,
-                 n_ranks: int = 1) -> None:
+                 batch_size: int = 1, max_atoms: int | None = None, weights: Mapping[str, float] | None = None, seed: int = 0,
+                 n_workers: int = 0, rank: int = 0, n_ranks: int = 1) -> None:
         self.systems, self.prepare, self.cutoff, self.dtype = systems, prepare, cutoff, dtype
         self.seed, self.n_workers, self.rank, self.n_ranks = seed, n_workers, rank, n_ranks
         sizes = _sizes(systems)
-        # Classes of systems of which equally many fit: so the number of batches is the same in every epoch.
         capacities = np.full(len(sizes), batch_size) if max_atoms is None else np.maximum(1, max_atoms // sizes)
-        self.classes = [(int(capacity), np.flatnonzero(capacities == capacity)) for capacity in np.unique(capacities)]
-        self.n_batches = -(-sum(-(-len(members) // capacity) for capacity, members in self.classes) // n_ranks)
+        self.classes = _classes(capacities, _weights(systems, weights or {}))
+        self.n_batches = -(-sum(-(-one.n_drawn // one.capacity) for one in self.classes) // n_ranks)
         self._samples: dict[int, Sample] | None = {} if int(sizes.sum()) <= MAX_KEPT_ATOMS else None
         if self._samples is not None:
             self._samples = {number: prepare(system) for number, system in enumerate(systems)}
@@ -51,9 +53,9 @@ class Loader:
         """The numbers of the systems of each batch of an epoch; they depend on seed and epoch alone."""
         random = generator(self.seed, "epoch", epoch)
         batches = []
-        for capacity, members in self.classes:
-            order = members[random.permutation(len(members))]
-            batches += [order[start : start + capacity] for start in range(0, len(order), capacity)]
+        for one in self.classes:
+            order = one.drawn(epoch, self.seed, random)
+            batches += [order[start : start + one.capacity] for start in range(0, len(order), one.capacity)]
         if len(self.classes) > 1:
             batches = [batches[k] for k in random.permutation(len(batches))]
         batches += batches[: self.n_batches * self.n_ranks - len(batches)]
@@ -77,6 +79,53 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self.systems)
+
+
+@dataclass(frozen=True, eq=False)
+class _Class:
+    """Systems of which equally many fit into a batch and which come equally often: so the number of batches is the same in every
+    epoch.
+
+    Attributes:
+        capacity: systems of a batch.
+        members: their numbers.
+        n_drawn: systems of an epoch.
+    """
+
+    capacity: int
+    members: np.ndarray
+    n_drawn: int
+
+    def drawn(self, epoch: int, seed: int, random: np.random.Generator) -> np.ndarray:
+        """The systems of an epoch in their order. Where they do not come once each, epochs take turns in going through all."""
+        n = len(self.members)
+        if self.n_drawn == n:
+            return self.members[random.permutation(n)]
+        first = epoch * self.n_drawn
+        rounds = range(first // n, (first + self.n_drawn - 1) // n + 1)
+        orders = [generator(seed, "round", int(self.members[0]), number).permutation(n) for number in rounds]
+        start = first - rounds.start * n
+        return self.members[np.concatenate(orders)[start : start + self.n_drawn]]
+
+
+def _classes(capacities: np.ndarray, weights: np.ndarray) -> list[_Class]:
+    found = []
+    for capacity, weight in sorted(set(zip(capacities.tolist(), weights.tolist(), strict=True))):
+        members = np.flatnonzero((capacities == capacity) & (weights == weight))
+        if n_drawn := round(weight * len(members)):
+            found.append(_Class(capacity, members, n_drawn))
+    return found
+
+
+def _weights(systems: Sequence[System], weights: Mapping[str, float]) -> np.ndarray:
+    if not weights:
+        return np.ones(len(systems))
+    levels = [system.level for system in systems]
+    if unknown := sorted(set(weights) - set(levels)):
+        known = ", ".join(sorted(set(levels)))
+        raise TrainingError(expected=f"levels of theory of the data: {known}", received=", ".join(unknown), where="level_weights",
+                            todo="mend the names")
+    return np.array([weights.get(level, 1.0) for level in levels])
 
 
 class _Planned(Dataset[Batch]):

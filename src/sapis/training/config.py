@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ class TrainingConfig(Config):
     flops: float | None = Field(None, gt=0, description="arithmetic as the log counts it: contractions of training steps")
     batch_size: int = Field(2, ge=1, description="systems per step, if there is no max_atoms")
     max_atoms: int | None = Field(None, ge=1, description="atoms per step at most, of systems of about one size")
+    level_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="how often frames of each level of theory are seen; 1 is once an epoch")
     workers: int = Field(0, ge=0, description="processes that search for neighbours beside the training, for large sets")
     learning_rate: float = Field(0.005, gt=0)
     warmup_steps: int = Field(100, ge=0)

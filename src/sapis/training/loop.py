@@ -90,7 +90,7 @@ class Training:
         self.potential, self.config, self.folder = potential, config, folder
         self.loader = Loader(
             train, potential.sample, cutoff=potential.cutoff, dtype=potential.dtype, batch_size=config.batch_size,
-            max_atoms=config.max_atoms, seed=config.seed, n_workers=config.workers)
+            max_atoms=config.max_atoms, weights=config.level_weights, seed=config.seed, n_workers=config.workers)
         self.validation = [potential.sample(system) for system in validation]
         self.weights = list(potential.parameters())
         self.parameters: dict[str, torch.Tensor] = dict(potential.named_parameters())
