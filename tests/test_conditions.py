@@ -14,7 +14,7 @@ import torch
 from command import sapis
 from conftest import ELEMENTS, cluster, crystal, small_config, small_potential
 from sapis.api import load, save
-from sapis.core.errors import DataError, ModelError
+from sapis.core.errors import DataError, ModelError, TrainingError
 from sapis.data.batch import collate
 from sapis.data.conditions import Conditions
 from sapis.data.formats import read_systems, write_systems
@@ -25,7 +25,7 @@ from sapis.model.growth import Growth, grow, larger_config
 from sapis.model.potential import TransformerPotential
 from sapis.testing.laws import check_potential
 from sapis.training.config import TrainingConfig
-from sapis.training.fit import new_potential
+from sapis.training.fit import at_new_level, new_potential
 from sapis.training.loop import Training
 from sapis.training.muon import Muon
 from sapis.training.optimizer import weight_groups
@@ -268,6 +268,40 @@ def test_from_files_to_a_model_of_two_levels_and_on_to_a_third(tmp_path: Path) -
     assert load(tmp_path / "third/model.sapis").potential.conditions == Conditions((-1, 0), (1,), ("A", "B", "C"))
     ending = sapis("grow", path, tmp_path / "wrong.sapis", "--level", "C", "--element", "H=-1.5")
     assert ending.code == 2 and "no level" in ending.text
+
+
+def test_reference_energies_of_a_new_level_are_estimated() -> None:
+    """Where two levels differ by atoms alone, the model is right at once."""
+    potential, atoms = small_potential(), {1: 2.0, 6: -300.0, 8: 1000.0}
+    systems = [cluster(4 + number % 5, seed=number) for number in range(30)]
+    shifts = [sum(atoms[int(z)] for z in system.numbers) for system in systems]
+    labelled = [replace(system, energy=found.energy + shift, forces=found.forces, level="B")
+                for system, found, shift in zip(systems, potential.predict(systems), shifts, strict=True)]
+    moved = at_new_level(potential, labelled, "B")
+    assert moved.conditions.levels == ("B",)
+    found = moved.predict(labelled)
+    assert max(abs(one.energy - (other.energy or 0.0)) for one, other in zip(found, labelled, strict=True)) < 1e-3
+    assert moved.reference_energies[0] == pytest.approx(potential.reference_energies[0] + [2.0, -300.0, 1000.0], abs=1e-3)
+    without_oxygen = [replace(system, numbers=np.where(system.numbers == 8, 6, system.numbers)) for system in labelled]
+    with pytest.raises(ModelError, match="O"):
+        at_new_level(potential, without_oxygen, "B").predict(labelled)
+    with pytest.raises(TrainingError, match="energies"):
+        at_new_level(potential, systems, "B")
+
+
+def test_training_goes_on_at_another_level(trained_folder: Path, tmp_path: Path) -> None:
+    start, data = trained_folder / "out" / "model.sapis", tmp_path / "new.extxyz"
+    frames = read_systems(trained_folder / "data.extxyz")
+    write_systems(data, [replace(frame, energy=(frame.energy or 0.0) + 7.0 * len(frame), level="new") for frame in frames])
+    options = ("--n-validation", "10", "--epochs", "1", "--start", start)
+    ending = sapis("train", data, "--output", tmp_path / "out", *options, "--to-level", "new")
+    assert ending.code == 0, ending.text
+    model, first = load(tmp_path / "out" / "model.sapis"), load(start)
+    assert model.card["level_of_theory"] == "new" and model.potential.conditions.levels == ("new",)
+    losses = [card["training"]["best_validation_loss"] for card in (first.card, model.card)]
+    assert losses[1] < 3 * losses[0], "it begins where the other ended"
+    alone = sapis("train", data, "--output", tmp_path / "alone", "--to-level", "new")
+    assert alone.code == 2 and "--start" in alone.text
 
 
 def test_one_structure_at_two_levels_is_no_duplicate() -> None:

@@ -18,6 +18,7 @@ def train(
     test: Annotated[list[Path] | None, typer.Option(help="Test frames (repeatable).")] = None,
     isolated: Annotated[Path | None, typer.Option(help="Isolated atoms, for reference energies; default: least squares.")] = None,
     start: Annotated[Path | None, typer.Option(help="A model to go on from: its weights, sizes and reference energies.")] = None,
+    to_level: Annotated[str, typer.Option(help="With --start: the level of theory of the data, another than the model's.")] = "",
     config: Annotated[Path | None, typer.Option(help="YAML with `model:` and `training:` settings.")] = None,
     cpu_seconds: Annotated[float | None, typer.Option(min=1, help="Budget in CPU seconds.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Budget in epochs.")] = None,
@@ -37,7 +38,7 @@ def train(
     request = request.model_copy(update={"training": training})
     outcome = train_files(
         data, output, request, validation=validation, n_validation=n_validation, tests=test or [], isolated=isolated,
-        start=start, keys=label_keys(energy_key, forces_key, stress_key), waived=waive or [],
+        start=start, to_level=to_level, keys=label_keys(energy_key, forces_key, stress_key), waived=waive or [],
     )
     for name, errors in outcome.errors.items():
         typer.echo(f"{name}: force RMSE {errors['force_rmse_meV_A'] or float('nan'):.1f} meV/Å, "

@@ -28,7 +28,7 @@ from sapis.model.config import ModelConfig
 from sapis.pipeline import steps
 from sapis.pipeline.workspace import Workspace
 from sapis.training.config import TrainingConfig
-from sapis.training.fit import known_potential, new_potential
+from sapis.training.fit import at_new_level, known_potential, new_potential
 
 
 class TrainRequest(Config):
@@ -54,8 +54,8 @@ class TrainOutcome:
 
 def train_files(
     data: Path, output: Path, request: TrainRequest, *, validation: Path | None = None, n_validation: int = 50,
-    tests: Sequence[Path] = (), isolated: Path | None = None, start: Path | None = None, keys: LabelKeys | None = None,
-    waived: Sequence[str] = (),
+    tests: Sequence[Path] = (), isolated: Path | None = None, start: Path | None = None, to_level: str = "",
+    keys: LabelKeys | None = None, waived: Sequence[str] = (),
 ) -> TrainOutcome:
     """Train on the frames of ``data``, evaluate on ``tests``, check the physics; everything lands in ``output``.
 
@@ -63,7 +63,9 @@ def train_files(
         validation: frames to validate on; without it ``n_validation`` random frames of ``data`` (by the seed).
         isolated: file of one-atom frames for the reference energies, of several levels of theory frames of each; without it
             least squares.
-        start: a model to go on from, of the same level of theory: its weights, sizes and reference energies.
+        start: a model to go on from: its weights, sizes and reference energies.
+        to_level: with ``start``: the level of theory of ``data``, which is another than the model's; reference energies are
+            estimated anew.
         waived: names of lint rules whose errors are accepted.
 
     Raises:
@@ -71,7 +73,10 @@ def train_files(
     """
     keep_freed_memory()
     torch.set_num_threads(request.training.threads)
-    previous = _previous(start, request, isolated) if start else None
+    previous = _previous(start, request, isolated, to_level) if start else None
+    if to_level and previous is None:
+        raise ConfigError(expected="--start MODEL with --to-level", received="no model", where=f"--to-level {to_level}",
+                          todo="name the model to go on from; a new one takes its level of theory from the settings")
     settings = request.training
     needed = [name for name, weight in (("energy", settings.energy_weight), ("forces", settings.force_weight)) if weight]
     train: Sequence[System] = Store(data) if is_store(data) else read_systems(data, keys=keys, require=needed)
@@ -93,13 +98,15 @@ def train_files(
     findings = lint(sample_of(train), needs=needed, isolated=next(iter(atoms.values())) if len(atoms) == 1 else None)
     findings += lint_splits(train, held, everything)
     raise_on_errors(findings, waived=waived)
-    begun = known_potential(previous.potential, train, precision=settings.precision) if previous else None
+    begun = _begun(previous, train, to_level, settings.precision) if previous else None
 
     isolated_record = {level: {str(z): energy for z, energy in found.items()} for level, found in atoms.items()}
     work = Workspace(output, ["training", "model.sapis"])
     parts = {"train": train, "validation": held}
     hashes = {name: hash_systems(part) for name, part in (parts | test_sets).items()}
-    origin = {"started_from": {"file_hash": hash_file(start), "card": previous.card}} if start and previous else {}
+    origin: dict[str, Any] = {"started_from": {"file_hash": hash_file(start), "card": previous.card}} if start and previous else {}
+    if to_level:
+        origin["to_level"] = to_level
     named = ", ".join(begun[0].conditions.levels if begun else Conditions.of(train).levels)
     level = named or (previous.card.get("level_of_theory", "not given") if previous else request.level_of_theory)
 
@@ -127,17 +134,24 @@ def train_files(
                         trained.result, trained.cost, used)
 
 
-def _previous(start: Path, request: TrainRequest, isolated: Path | None) -> Model:
+def _begun(previous: Model, train: Sequence[System], to_level: str, precision: str) -> tuple[Any, Any]:
+    """What training begins from, and its reference energies, where there is a model to go on from."""
+    potential = at_new_level(previous.potential, train, to_level) if to_level else previous.potential
+    return known_potential(potential, train, precision=precision)
+
+
+def _previous(start: Path, request: TrainRequest, isolated: Path | None, to_level: str) -> Model:
     """The model to go on from, which settles what else could be asked for."""
     for name, is_given in (("model settings", "model" in request.model_fields_set), ("--isolated", isolated is not None)):
         if is_given:
             raise ConfigError(expected=f"no {name} with --start: they are those of the model it names", received=name,
                               where=f"--start {start}", todo="leave one of the two out; `sapis grow` makes a model larger")
     model = load(start)
-    if request.level_of_theory not in ("not given", model.card.get("level_of_theory")):
-        raise ConfigError(expected=f"the level of theory of the model: {model.card.get('level_of_theory')}",
-                          received=request.level_of_theory, where=f"--start {start}",
-                          todo="train a model of its own for another one: energies of two levels differ by reference energies")
+    level = to_level or model.card.get("level_of_theory")
+    if request.level_of_theory not in ("not given", level):
+        raise ConfigError(expected=f"the level of theory of the model: {level}", received=request.level_of_theory,
+                          where=f"--start {start}", todo="say --to-level NAME to go on at another one: its energies differ by "
+                          "reference energies, which are estimated then")
     return model
 
 

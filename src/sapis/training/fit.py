@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -11,13 +12,22 @@ from ase.data import chemical_symbols
 from sapis.core.errors import TrainingError
 from sapis.data.conditions import Conditions
 from sapis.data.neighbors import edge_list
-from sapis.data.reference import Energies, ReferenceEnergies, by_level, choose_reference_energies, total_reference
+from sapis.data.reference import (
+    Energies,
+    ReferenceEnergies,
+    by_level,
+    choose_reference_energies,
+    fit_reference_energies,
+    total_reference,
+)
 from sapis.data.system import System
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 
 # Frames that give the mean number of neighbours: it only sets a scale.
 N_FRAMES_FOR_NEIGHBORS = 50
+# Frames that give the reference energies of a new level of theory.
+N_FRAMES_FOR_REFERENCES = 500
 
 
 def new_potential(train: Sequence[System], isolated: Energies, config: ModelConfig, *, precision: str, seed: int,
@@ -86,6 +96,43 @@ def known_potential(potential: TransformerPotential, train: Sequence[System], *,
         energies = dict(zip(potential.elements, row, strict=True))
         references[level] = ReferenceEnergies(energies, dict.fromkeys(energies, "the model it started from"))
     return potential.with_precision(precision).requires_grad_().train(), references
+
+
+def at_new_level(potential: TransformerPotential, train: Sequence[System], level: str) -> TransformerPotential:
+    """A copy of ``potential`` for data of another level of theory, with reference energies estimated anew: its own, plus least
+    squares on composition of what its energies are off by.
+
+    A training then begins from errors of interactions and not from those of atoms, which differ by thousands of eV between two
+    codes. Elements that ``train`` has no energies of are no longer known.
+
+    Args:
+        potential: of one level of theory.
+        train: frames of the new level, or of no name.
+
+    Raises:
+        TrainingError: a potential of several levels; no frame with an energy.
+    """
+    if len(potential.conditions.levels) > 1:
+        raise TrainingError(expected="a model of one level of theory", received=", ".join(potential.conditions.levels),
+                            where="--to-level", todo="add the level to it: `sapis grow MODEL LARGER --level NAME`")
+    labelled = [system for system in train if system.energy is not None]
+    if not labelled:
+        raise TrainingError(expected="frames with energies, to estimate reference energies from", received="none",
+                            where="training set", todo="label them, or go on at the model's own level")
+    labelled = labelled[:: max(1, len(labelled) // N_FRAMES_FOR_REFERENCES)]
+    own = next(iter(potential.conditions.levels), "")
+    known = potential.predict([replace(system, energy=None, level=own) for system in labelled])
+    residuals = [replace(system, energy=(system.energy or 0.0) - found.energy)
+                 for system, found in zip(labelled, known, strict=True)]
+    shifts = fit_reference_energies(residuals)
+    energies = zip(potential.elements, potential.reference_energies[0], strict=True)
+    settings = potential.settings() | {
+        "reference_energies": [[energy + shifts[z] if z in shifts else None for z, energy in energies]],
+        "conditions": replace(potential.conditions, levels=(level,)).to_json(),
+    }
+    moved = TransformerPotential.from_settings(settings)
+    moved.load_state_dict(potential.state_dict())
+    return moved
 
 
 def _force_scale(train: Sequence[System]) -> float:
