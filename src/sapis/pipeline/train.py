@@ -104,7 +104,9 @@ def train_files(
     work = Workspace(output, ["training", "model.sapis"])
     parts = {"train": train, "validation": held}
     hashes = {name: hash_systems(part) for name, part in (parts | test_sets).items()}
-    origin: dict[str, Any] = {"started_from": {"file_hash": hash_file(start), "card": previous.card}} if start and previous else {}
+    origin: dict[str, Any] = {}
+    if start and previous:
+        origin["started_from"] = {"file_hash": hash_file(start), "card": previous.card}
     if to_level:
         origin["to_level"] = to_level
     named = ", ".join(begun[0].conditions.levels if begun else Conditions.of(train).levels)
