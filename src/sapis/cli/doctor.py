@@ -9,6 +9,8 @@ import typer
 
 NEEDED = {"torch": "the model", "ase": "structures", "vesin": "neighbour lists", "safetensors": "model files", "lmdb": "stores"}
 OPTIONAL = {"numba": "compiled loops, several times faster than without", "tblite": "xtb: labels by GFN1 and GFN2",
+            "pyscf": "dft: labels by density functionals", "openmm": "openmm: labels by force fields",
+            "parsl": "cluster: labels as jobs",
             "rdkit": "smiles: molecules from SMILES", "h5py": "hdf5: SPICE and ANI-1x", "pooch": "sets: public data sets by name",
             "tensorboard": "tensorboard: live curves"}
 
