@@ -1,1 +1,1 @@
-"""Reference energies and forces: labelers, their cache, and the processes that run them."""
+"""Reference energies and forces: labelers, their cache, and labels into stores."""
