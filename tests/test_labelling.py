@@ -30,6 +30,8 @@ from sapis.executors.executor import LocalExecutor
 from sapis.executors.outcome import Failure, Limits
 from sapis.executors.pool import Pool
 from sapis.labelers import labelling
+from sapis.labelers.cache import LabelCache
+from sapis.labelers.farm import label_all
 from sapis.labelers.journal import Journal
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import label_into
@@ -129,6 +131,15 @@ def test_failures_are_kept_with_reasons_and_tried_again_when_asked(tmp_path: Pat
         with Journal(store, {}, "") as journal:
             (kept,) = journal.failures()
     assert kept["where"] == "Ar2" and "Ar" in kept["reason"] and kept["kind"] == "unsupported"
+
+
+def test_forces_beyond_the_limit_are_failures_in_stores_and_in_recipes(tmp_path: Path) -> None:
+    config = LJ.model_copy(update={"max_force_eV_A": 5.0})
+    systems = [pair(1.2), pair(0.9)]
+    with Store.create(tmp_path / "store") as store:
+        assert label_into(store, systems, config, LocalExecutor(1)).failures == {"too_large": 1}
+    kept, refused = label_all(systems, config, LabelCache(tmp_path / "cache"), n_workers=1)
+    assert not isinstance(kept, Failure) and isinstance(refused, Failure) and refused.kind == "too_large"
 
 
 def test_one_that_hangs_does_not_hold_up_what_others_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

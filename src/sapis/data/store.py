@@ -91,6 +91,15 @@ class Store(Sequence[System]):
         })
         return cls(path)
 
+    @classmethod
+    def at(cls, path: str | Path, *, level: str = "") -> Store:
+        """The store at ``path``; a new one, for frames of ``level``, if there is none.
+
+        Raises:
+            FileError: something else is there.
+        """
+        return cls(path) if is_store(path) else cls.create(path, level=level)
+
     # Reading
 
     def refresh(self) -> None:

@@ -21,7 +21,7 @@ from sapis.core.files import read_json, write_json
 from sapis.core.progress import progress_bar
 from sapis.core.records import Stopwatch, provenance
 from sapis.core.seeds import derive_seed, generator
-from sapis.data.store import Store, is_store
+from sapis.data.store import Store
 from sapis.data.system import System
 from sapis.executors.executor import Executor
 from sapis.executors.outcome import Failure, Limits
@@ -104,7 +104,7 @@ def generate(folder: Path, config: OrganicConfig, executor: Executor) -> dict[st
     method = build_labeler(labeler)  # says now what is missing
     tasks = plan_tasks(config)
     write_json(path, plan)
-    with _opened(folder / STRUCTURES) as structures, _opened(folder / LABELS, level=method.level) as labels:
+    with Store.at(folder / STRUCTURES) as structures, Store.at(folder / LABELS, level=method.level) as labels:
         with _costed(folder, "structures"):
             failures = make_structures(structures, tasks, config, executor)
             if failures:
@@ -167,14 +167,14 @@ def _in_order(executor: Executor, config: OrganicConfig, tasks: list[Task]) -> I
             next_one += 1
 
 
-def _frames_maker(config: OrganicConfig) -> Callable[[Task], list[System]]:
+def _frames_maker(config: OrganicConfig) -> Callable[[Task], list[System] | Failure]:
     """What each worker runs."""
 
-    def make(task: Task) -> list[System]:
+    def make(task: Task) -> list[System] | Failure:
         try:
             frames = frames_of(task, config)
-        except SapisError:  # a molecule that RDKit cannot place in space
-            return []
+        except SapisError as error:  # a molecule that RDKit cannot place in space: the others go on
+            return Failure("unsupported", f"expected {error.expected}, received {error.received}", 0.0)
         return [frame.with_tags(molecule=task.number) for frame in frames if is_plausible(frame)]
 
     return make
@@ -247,8 +247,3 @@ class _costed:
         spent = known.get(self.name, {})
         cost = {key: spent.get(key, 0.0) + value for key, value in self.watch.cost().items()}
         write_json(self.path, {**known, self.name: cost, "provenance": provenance()})
-
-
-def _opened(path: Path, *, level: str = "") -> Store:
-    return Store(path) if is_store(path) else Store.create(path, level=level)
-

@@ -13,6 +13,7 @@ from sapis.executors.outcome import Failure
 from sapis.executors.pool import run_tasks
 from sapis.labelers.build import build_labeler
 from sapis.labelers.cache import LabelCache
+from sapis.labelers.evaluation import within_limit
 from sapis.labelers.labeler import LabelerConfig, Outcome
 
 
@@ -92,7 +93,7 @@ def _labelling(config: LabelerConfig, cache: LabelCache) -> Callable[[System], O
     method = labeler.method
 
     def compute(system: System) -> Outcome:
-        outcome = labeler.label(system)
+        outcome = within_limit(labeler.label(system), config.max_force_eV_A)
         cache.put(cache.key(system, method), outcome)
         return outcome
 

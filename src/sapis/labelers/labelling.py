@@ -73,7 +73,7 @@ def label_into(
     """
     labeler = build_labeler(config)
     found = Labelling(labeler.level, labeler.method)
-    limits = limits or Limits(timeout_s=config.timeout_s)
+    limits = limits or Limits()
     if limits.timeout_s is None:
         limits = limits.model_copy(update={"timeout_s": config.timeout_s})
     with Journal(store, labeler.method, labeler.level) as journal, progress_bar() as bar:

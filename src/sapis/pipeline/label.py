@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sapis.core.config import Config, load_yaml, parse_config
-from sapis.core.errors import FileError
 from sapis.core.files import hash_json, refuse_inputs, write_json
 from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.data.formats import iterate_systems, select
-from sapis.data.store import Store, is_store
+from sapis.data.store import Store
 from sapis.executors.cluster import ClusterConfig, ClusterExecutor
 from sapis.executors.executor import Executor, LocalExecutor
 from sapis.executors.outcome import Limits
@@ -60,13 +59,10 @@ def label_files(inputs: Sequence[Path], output: Path, request: LabelRequest, *, 
         SapisError: bad input.
     """
     refuse_inputs({"output": output}, inputs)
-    if output.exists() and not is_store(output) and not (output.is_dir() and not any(output.iterdir())):
-        raise FileError(expected="a store, or nothing yet", received="something else", where=str(output),
-                        todo="give the path of a store: labels are appended to it")
     labeler = build_labeler(request.labeler)
     executor: Executor = ClusterExecutor(request.cluster) if request.cluster else LocalExecutor(request.workers)
     watch = Stopwatch()
-    with Store(output) if is_store(output) else Store.create(output, level=labeler.level) as store:
+    with Store.at(output, level=labeler.level) as store:
         first = len(store)
         systems = (system for path in inputs for system in select(iterate_systems(path), index or slice(None)))
         found = label_into(store, systems, request.labeler, executor, limits=request.limits, retry_failures=retry_failures)

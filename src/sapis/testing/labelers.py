@@ -108,10 +108,9 @@ def _failure_is_a_value(labeler: Labeler, system: System) -> Check:
     """A structure that no method can be meant for: two atoms in one place."""
     positions = system.positions.copy()
     positions[1:] = positions[:1]
+    what = "what cannot be labelled is a failure with a reason, not an exception"
     try:
         outcome = labeler.label(replace(system, positions=positions))
-    except Exception:
-        is_so = False
-    else:
-        is_so = isinstance(outcome, Failure) or bool(np.isfinite(outcome.forces).all())
-    return _yes_or_no("failure", is_so=is_so, what="what cannot be labelled is a failure with a reason, not an exception")
+    except Exception as error:
+        return _yes_or_no("failure", is_so=False, what=f"{what}, as {type(error).__name__}: {error}")
+    return _yes_or_no("failure", is_so=isinstance(outcome, Failure) or bool(np.isfinite(outcome.forces).all()), what=what)
