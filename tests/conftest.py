@@ -88,13 +88,13 @@ def labelled_frames(count: int) -> list[System]:
     from ase.build import molecule
 
     from sapis.labelers.build import build_labeler
-    from sapis.labelers.farm import apply_labels
-    from sapis.labelers.labeler import LabelerConfig
+    from sapis.labelers.labeler import Label, LabelerConfig
     from sapis.simulate.sampling import rattled_candidates
 
     systems = rattled_candidates([System.from_atoms(molecule("CH3CH2OH"))], count, (0.02, 0.12), 0)
     labeler = build_labeler(LabelerConfig())
-    return apply_labels(systems, [labeler.label(system) for system in systems])[0]
+    outcomes = [labeler.label(system) for system in systems]
+    return [outcome.applied_to(system) for system, outcome in zip(systems, outcomes, strict=True) if isinstance(outcome, Label)]
 
 
 @pytest.fixture(scope="session")

@@ -17,19 +17,21 @@ from ase.calculators.calculator import Calculator, SCFError
 
 from command import hear_interrupts
 from sapis.core.config import parse_config
-from sapis.core.errors import ConfigError, DataError, FileError, LabelerError
+from sapis.core.errors import ConfigError, DataError, LabelerError
+from sapis.data.store import Store
 from sapis.data.system import System
-from sapis.executors.outcome import Failure
+from sapis.executors.executor import LocalExecutor
+from sapis.executors.outcome import Failure, Limits
 from sapis.executors.pool import run_tasks
 from sapis.executors.worker import report_progress
 from sapis.labelers.build import build_labeler
-from sapis.labelers.cache import LabelCache
 from sapis.labelers.evaluation import isolated_atom_energies
-from sapis.labelers.farm import apply_labels, label_all
 from sapis.labelers.labeler import Label, LabelerConfig, Outcome
+from sapis.labelers.labelling import label_into, labels_in
 
 pytest.importorskip("tblite", reason="tblite is not installed")
 
+ONCE = Limits(retries=0)
 STEP_A = 1e-3  # of finite differences: SCF noise of 1e-7 eV gives 1e-4 eV/Å
 
 
@@ -83,6 +85,11 @@ def water(seed: int = 0) -> System:
 def is_same(first: Outcome, second: Outcome) -> bool:
     assert isinstance(first, Label) and isinstance(second, Label)
     return first.energy == second.energy and first.forces.tobytes() == second.forces.tobytes()
+
+
+def carries(system: System | Failure, label: Outcome) -> bool:
+    assert isinstance(system, System) and isinstance(label, Label)
+    return system.energy == label.energy and system.forces.tobytes() == label.forces.tobytes()
 
 
 def label_of(outcome: Outcome) -> Label:
@@ -186,91 +193,60 @@ def test_isolated_atoms() -> None:
     assert -25 < molecule - energies[8] - 2 * energies[1] < -8
 
 
-def test_the_cache_keeps_every_bit_and_treats_damage_as_absence(tmp_path: Path) -> None:
-    cache, labeler = LabelCache(tmp_path), build_labeler(LabelerConfig())
-    key = cache.key(water(), labeler.method)
-    label = label_of(labeler.label(water()))
-    stressed = replace(label, stress=np.array([[1 / 3, 0, -0.0], [0, 5e-324, 0], [0, 0, 1e300]]))
-    cache.put(key, stressed)
-    read = cache.get(key)
-    assert is_same(read, label) and label_of(read).stress.tobytes() == stressed.stress.tobytes()
-
-    whole = cache.path(key).read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", whole.replace(b"energy", b"energi"), b"[]",
-                    whole.replace(str(label.energy).encode(), str(label.energy + 1).encode())):
-        assert damaged != whole
-        cache.path(key).write_bytes(damaged)
-        assert cache.get(key) is None
-    other = cache.key(water(1), labeler.method)
-    cache.path(key).write_bytes(whole)
-    cache.path(other).parent.mkdir(exist_ok=True)
-    cache.path(other).write_bytes(whole)
-    assert cache.get(other) is None and cache.get(key) is not None
-
-    failure = Failure("timeout", "no result within 1 s", 0.5)
-    cache.put(key, failure)
-    assert cache.get(key) == failure
-    systems = (water(), replace(water(), charge=1), replace(water(), spin=3))
-    methods = (labeler.method, build_labeler(LabelerConfig(arguments={"accuracy": 0.1})).method)
-    assert len({cache.key(system, method) for system in systems for method in methods}) == 6
-
-
-def test_faults_cost_one_label_each_and_cached_ones_nothing(tmp_path: Path) -> None:
-    marks, cache = tmp_path / "marks", LabelCache(tmp_path / "cache")
+def test_faults_cost_one_label_each_and_known_ones_nothing(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
     marks.mkdir()
     config = faulty(marks=str(marks))
     charges = [0, 1, 0, 2, 3, 4, 5, 6, 7, 0]
     systems = [replace(water(place), charge=charge) for place, charge in enumerate(charges)]
     systems.append(systems[0].with_tags(copy=True))
-    outcomes = label_all(systems, config, cache, n_workers=2)
+    with Store.create(tmp_path / "store") as store:
+        label_into(store, systems, config, LocalExecutor(2), limits=ONCE)
+        outcomes = labels_in(store, systems, config)
 
-    kinds = [outcome.kind if isinstance(outcome, Failure) else "" for outcome in outcomes]
-    assert kinds == [
-        "", "crashed", "", "crashed", "timeout", "error", "not_converged", "not_finite", "error", "", ""
-    ]
-    reasons = {place: each.reason for place, each in enumerate(outcomes) if isinstance(each, Failure)}
-    assert "Segmentation" in reasons[1] and "exit code 3" in reasons[3] and "ZeroDivisionError" in reasons[5]
-    local = build_labeler(faulty())
-    assert all(is_same(outcomes[place], local.label(systems[place])) for place in (0, 2, 9, 10))
-    assert len(list(marks.iterdir())) == 10, "a structure that comes twice is computed once"
-    assert all(outcome.cpu_seconds > 0 for outcome in outcomes)
+        kinds = [outcome.kind if isinstance(outcome, Failure) else "" for outcome in outcomes]
+        assert kinds == [
+            "", "crashed", "", "crashed", "timeout", "error", "not_converged", "not_finite", "error", "", ""
+        ]
+        failures = {place: each for place, each in enumerate(outcomes) if isinstance(each, Failure)}
+        assert "Segmentation" in failures[1].reason and "exit code 3" in failures[3].reason
+        assert "ZeroDivisionError" in failures[5].reason and all(failure.cpu_seconds > 0 for failure in failures.values())
+        local = build_labeler(faulty())
+        for place in (0, 2, 9, 10):
+            assert carries(outcomes[place], local.label(systems[place])) and outcomes[place].tags == systems[place].tags
+        assert len(list(marks.iterdir())) == 10, "a structure that comes twice is computed once"
 
-    labelled, failures = apply_labels(systems, outcomes)
-    assert [place for place, _ in failures] == list(reasons)
-    assert labelled[-1].tags["copy"] and labelled[-1].energy == label_of(outcomes[0]).energy
-    with pytest.raises(DataError):
-        apply_labels(systems, outcomes[:-1])
-
-    again = label_all(systems, config, cache, n_workers=2)
-    assert len(list(marks.iterdir())) == 10 and again[1] == outcomes[1] and is_same(again[0], outcomes[0])
-    label_all(systems[:2], config, cache, n_workers=1, retry_failures=True)
-    assert len(list(marks.iterdir())) == 11
+        label_into(store, systems, config, LocalExecutor(2), limits=ONCE)
+        again = labels_in(store, systems, config)
+        assert len(list(marks.iterdir())) == 10 and again[1] == outcomes[1] and carries(again[0], local.label(systems[0]))
+        label_into(store, systems[:2], config, LocalExecutor(1), limits=ONCE, retry_failures=True)
+        assert len(list(marks.iterdir())) == 11
+        with pytest.raises(DataError, match="a new one"):
+            labels_in(store, [water(99)], config)
 
 
 def test_parallel_labels_are_those_of_one_process(tmp_path: Path) -> None:
     systems = [water(seed) for seed in range(12)]
     labeler = build_labeler(LabelerConfig())
-    outcomes = label_all(systems, LabelerConfig(), LabelCache(tmp_path), n_workers=2)
-    assert all(map(is_same, outcomes, map(labeler.label, systems)))
-
-
-def test_a_cache_that_cannot_be_written_stops_the_farm(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where a folder should be")
-    with pytest.raises(FileError):
-        label_all([water()], faulty(), LabelCache(tmp_path / "cache"), n_workers=1)
+    with Store.create(tmp_path / "store") as store:
+        label_into(store, systems, LabelerConfig(), LocalExecutor(2))
+        assert all(map(carries, labels_in(store, systems, LabelerConfig()), map(labeler.label, systems)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to look for processes")
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_farm_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path, blow: int) -> None:
+def test_an_interrupted_labelling_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path, blow: int) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_labelers import *\n"
+        "from sapis.labelers import labelling\n"
+        f"labelling.WRITE_S = {0.0 if blow == signal.SIGKILL else 60.0}  # Ctrl-C loses nothing of what waits\n"
         f"config = faulty(marks={str(marks)!r})\n"
         "systems = [*map(water, range(4)), *(replace(water(seed), charge=3) for seed in (8, 9))]\n"
-        f"label_all(systems, config, LabelCache(Path({str(tmp_path / 'cache')!r})), n_workers=2)\n"
+        f"with Store.create({str(tmp_path / 'store')!r}) as store:\n"
+        "    label_into(store, systems, config, LocalExecutor(2))\n"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent)]
     parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=hear_interrupts)
@@ -280,9 +256,8 @@ def test_an_interrupted_farm_keeps_what_is_finished_and_leaves_no_process(tmp_pa
     workers = {int(mark.name.split("-")[0]) for mark in marks.iterdir()}
     wait_until(lambda: not any(is_running(worker) for worker in workers))
 
-    cache = LabelCache(tmp_path / "cache")
-    finished = [cache.get(path.stem) for path in cache.folder.glob("*/*.json")]
-    assert sum(isinstance(outcome, Label) for outcome in finished) == 4
+    with Store(tmp_path / "store") as store:
+        assert len(store) == 4
 
 
 def wait_until(is_so, limit_s: float = 10.0) -> None:  # type: ignore[no-untyped-def]

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -30,11 +31,9 @@ from sapis.executors.executor import LocalExecutor
 from sapis.executors.outcome import Failure, Limits
 from sapis.executors.pool import Pool
 from sapis.labelers import labelling
-from sapis.labelers.cache import LabelCache
-from sapis.labelers.farm import label_all
 from sapis.labelers.journal import Journal
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import label_into
+from sapis.labelers.labelling import label_into, labels_in
 
 LJ = LabelerConfig(name="lj")
 
@@ -133,12 +132,12 @@ def test_failures_are_kept_with_reasons_and_tried_again_when_asked(tmp_path: Pat
     assert kept["where"] == "Ar2" and "Ar" in kept["reason"] and kept["kind"] == "unsupported"
 
 
-def test_forces_beyond_the_limit_are_failures_in_stores_and_in_recipes(tmp_path: Path) -> None:
+def test_forces_beyond_the_limit_are_failures(tmp_path: Path) -> None:
     config = LJ.model_copy(update={"max_force_eV_A": 5.0})
     systems = [pair(1.2), pair(0.9)]
     with Store.create(tmp_path / "store") as store:
         assert label_into(store, systems, config, LocalExecutor(1)).failures == {"too_large": 1}
-    kept, refused = label_all(systems, config, LabelCache(tmp_path / "cache"), n_workers=1)
+        kept, refused = labels_in(store, systems, config)
     assert not isinstance(kept, Failure) and isinstance(refused, Failure) and refused.kind == "too_large"
 
 
@@ -206,6 +205,19 @@ def test_a_label_that_was_stored_but_not_noted_is_not_computed_again(tmp_path: P
         (tmp_path / "store" / "labels.mdb").unlink()  # as if none had been noted
         again = label_into(store, systems, LJ, LocalExecutor(1))
         assert again.n_known == 10 and len(store) == 10
+
+
+def test_what_was_not_noted_is_counted_for_the_method_that_made_it(tmp_path: Path) -> None:
+    """Two methods of one level: the same program with other settings."""
+    systems, another = pairs(10), LJ.model_copy(update={"arguments": {"sigma": 2.0}})
+    with Store.create(tmp_path / "store") as store:
+        label_into(store, systems[:5], LJ, LocalExecutor(1))
+        with patch.object(Journal, "note"):  # killed between the store and the journal
+            label_into(store, systems[5:], LJ, LocalExecutor(1))
+        assert label_into(store, systems, another, LocalExecutor(1)).n_labelled == 10
+        assert label_into(store, systems, LJ, LocalExecutor(1)).n_known == 10
+        first, second = labels_in(store, systems, LJ), labels_in(store, systems, another)
+    assert all(a.energy != b.energy and a.tags == b.tags for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.slow

@@ -19,11 +19,11 @@ from command import PROGRAM, Ending, Sapis, contents, hear_interrupts
 from conftest import labelled_frames, small_config
 from sapis.core.errors import TrainingError
 from sapis.core.seeds import generator
+from sapis.data.store import Store
 from sapis.data.system import System
-from sapis.executors.outcome import Failure
-from sapis.labelers.cache import LabelCache
-from sapis.labelers.farm import label_all
-from sapis.labelers.labeler import Label, LabelerConfig
+from sapis.executors.executor import LocalExecutor
+from sapis.labelers.labeler import LabelerConfig
+from sapis.labelers.labelling import label_into
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import new_potential
 from sapis.training.loop import Training
@@ -113,7 +113,7 @@ def test_an_interrupted_run_says_so_and_goes_on(program: Sapis, tmp_path: Path) 
     (tmp_path / "water.yaml").write_text(RECIPE)
     process = subprocess.Popen([*PROGRAM, "run", str(tmp_path / "water.yaml")], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts)
-    wait_for(tmp_path / "out" / "labels")
+    wait_for(tmp_path / "out" / "labels.store")
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=30)[0]
     assert process.returncode == 130 and "goes on from here" in text and "Traceback" not in text
@@ -159,13 +159,12 @@ def test_a_worker_that_somebody_killed_is_no_failure_of_the_structure(tmp_path: 
     """Who kills everything may kill a worker first: what its parent sees in its last moment must not be kept."""
     (tmp_path / "doomed.py").write_text(DOOMED)
     monkeypatch.syspath_prepend(tmp_path)
-    system, cache = System(np.array([29, 29]), np.array([[0, 0, 0], [0, 0, 2.3]])), LabelCache(tmp_path / "labels")
+    system = System(np.array([29, 29]), np.array([[0, 0, 0], [0, 0, 2.3]]))
     config = LabelerConfig(name="ase", calculator="doomed.Doomed")
-    (failed,) = label_all([system], config, cache, n_workers=1)
-    assert isinstance(failed, Failure) and failed.kind == "killed"
-    (tmp_path / "spared").touch()
-    (label,) = label_all([system], config, cache, n_workers=1)
-    assert isinstance(label, Label)
+    with Store.create(tmp_path / "store") as store:
+        assert label_into(store, [system], config, LocalExecutor(1)).failures == {"killed": 1}
+        (tmp_path / "spared").touch()
+        assert label_into(store, [system], config, LocalExecutor(1)).n_labelled == 1
 
 
 def wait_for(path: Path, limit_s: float = 120) -> None:

@@ -1,8 +1,8 @@
 """What was labelled by which method: beside a store, so that the same command goes on where it was stopped.
 
-One LMDB file, `labels.mdb`. Its keys say structure and method; a value is empty for a label (the store has it) and JSON for a
-failure. The store is written first and the journal after it; what a killed process left between the two is caught up from the
-store.
+One LMDB file, `labels.mdb`. Its keys say structure and method; a value is the number of the frame that has the label, or the
+failure as JSON. The store is written first and the journal after it; what a killed process left between the two is caught up from
+the store by the next one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sapis.executors.outcome import Failure
 
 FILE = "labels.mdb"
 MAP_SIZE = 2**34  # address space, not disk
-_KNOWN = b"n"
+_KNOWN, _WRITER = b"n", b"w"  # frames that are noted; method and level of who appends
 _NUMBER = struct.Struct(">Q")
 
 
@@ -39,22 +39,22 @@ class Journal:
 
     def __init__(self, store: Store, method: dict[str, Any], level: str) -> None:
         self.store, self.level = store, level
-        self._method = hash_json(method).encode()
+        self._method = hash_json(method)
         self._file = lmdb.open(str(Path(store.path) / FILE), subdir=False, map_size=MAP_SIZE, max_readers=64)
         self._catch_up()
 
     def key(self, system: System) -> bytes:
         """What stands for the label of a structure by the method."""
-        return hashlib.blake2b(system.structure_hash().encode() + self._method, digest_size=16).digest()
+        return _key(system, self._method)
 
-    def done(self, keys: Sequence[bytes]) -> list[bool]:
-        """Which of ``keys`` have a label or a failure."""
+    def get(self, keys: Sequence[bytes]) -> list[int | Failure | None]:
+        """What became of each of ``keys``: the number of its frame in the store, a failure, or None if it was not done yet."""
         with self._file.begin() as transaction:
-            return [transaction.get(key) is not None for key in keys]
+            return [_outcome(transaction.get(key)) for key in keys]
 
-    def note(self, labelled: Iterable[bytes], failures: Iterable[tuple[bytes, System, Failure]]) -> None:
-        """Note what the store has by now, and what has failed."""
-        entries = [(key, b"") for key in labelled]
+    def note(self, labelled: Iterable[tuple[bytes, int]], failures: Iterable[tuple[bytes, System, Failure]] = ()) -> None:
+        """Note which frames of the store have the labels of which keys, and what has failed."""
+        entries = [(key, _NUMBER.pack(number)) for key, number in labelled]
         entries += [(key, json.dumps({"where": system.where, **asdict(failure)}).encode()) for key, system, failure in failures]
         with self._file.begin(write=True) as transaction:
             transaction.cursor().putmulti(sorted(entries))
@@ -63,28 +63,52 @@ class Journal:
     def failures(self) -> Iterator[dict[str, Any]]:
         """Where, kind and reason of what this and other methods could not label."""
         with self._file.begin() as transaction:
-            for key, value in transaction.cursor():
-                if key != _KNOWN and value:
-                    yield json.loads(bytes(value))
+            for _, value in transaction.cursor():
+                if _is_failure(value):
+                    yield _read(value)
 
     def forget_failures(self, kinds: Sequence[str] | None = None) -> None:
         """So that they are tried again; all, or those of some kinds."""
         with self._file.begin(write=True) as transaction:
             stale = [bytes(key) for key, value in transaction.cursor()
-                     if key != _KNOWN and value and (kinds is None or json.loads(bytes(value))["kind"] in kinds)]
+                     if _is_failure(value) and (kinds is None or _read(value)["kind"] in kinds)]
             for key in stale:
                 transaction.delete(key)
 
     def _catch_up(self) -> None:
-        """Frames that were appended after the last note. Those of other levels were not made by this method."""
+        """Note frames that were appended after the last note, by whoever was labelling then. Those of other levels were not."""
         with self._file.begin() as transaction:
-            known = transaction.get(_KNOWN)
+            known, writer = transaction.get(_KNOWN), transaction.get(_WRITER)
+        method, level = json.loads(writer) if writer else (self._method, self.level)
         first = _NUMBER.unpack(known)[0] if known else 0
         if first < len(self.store):
-            self.note((self.key(system) for system in self.store[first:] if system.level == self.level), [])
+            self.note((_key(system, method), first + i) for i, system in enumerate(self.store[first:]) if system.level == level)
+        with self._file.begin(write=True) as transaction:
+            transaction.put(_WRITER, json.dumps([self._method, self.level]).encode())
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _key(system: System, method: str) -> bytes:
+    return hashlib.blake2b((system.structure_hash() + method).encode(), digest_size=16).digest()
+
+
+def _is_failure(value: bytes | memoryview) -> bool:
+    return bytes(value[:1]) == b"{"
+
+
+def _read(value: bytes | memoryview) -> dict[str, Any]:
+    return dict(json.loads(bytes(value)))
+
+
+def _outcome(value: bytes | None) -> int | Failure | None:
+    if not value:
+        return None
+    if not _is_failure(value):
+        return int(_NUMBER.unpack(value)[0])
+    failure = _read(value)
+    return Failure(failure["kind"], failure["reason"], failure["cpu_seconds"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,6 +59,10 @@ class Label:
     stress: np.ndarray | None
     cpu_seconds: float
 
+    def applied_to(self, system: System, *, level: str = "") -> System:
+        """``system`` with this label in place of those it has, at a level of theory if one is given."""
+        return replace(system, energy=self.energy, forces=self.forces, stress=self.stress, level=level or system.level)
+
 
 Outcome = Label | Failure
 
@@ -78,7 +82,7 @@ class Labeler(Protocol):
     def level(self) -> str: ...
 
     def label(self, system: System) -> Outcome:
-        """The label of ``system``: the same bits whatever was labelled before."""
+        """The label of ``system``: on one thread the same bits whatever was labelled before."""
         ...
 
     def calculator(self, system: System) -> Calculator:

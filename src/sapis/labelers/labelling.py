@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
+from sapis.core.errors import DataError
 from sapis.core.progress import progress_bar
 from sapis.data.store import Store
 from sapis.data.system import System
@@ -22,7 +23,7 @@ from sapis.labelers.labeler import LabelerConfig, Outcome
 
 WINDOW = 4096  # structures under way or waiting to be written, at most
 CHUNK = 256  # written together
-WRITE_S = 2.0  # or as soon as the oldest has waited this long
+WRITE_S = 2.0  # or as soon as the last writing is this long ago, or what waits has cost this much
 SHOW_S = 0.2  # between two looks of the progress bar
 LOOK_AHEAD = 256  # structures whose journal entries are read together
 
@@ -36,6 +37,7 @@ class Labelling:
         n_known: of these had been done before.
         n_labelled: new labels.
         failures: new failures by kind.
+        elements: atomic numbers in the new labels.
         cpu_seconds: of the labels and failures themselves, in the processes that made them.
         level: level of theory of the labels.
         method: see `sapis.labelers.labeler.Labeler`.
@@ -47,6 +49,7 @@ class Labelling:
     n_known: int = 0
     n_labelled: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    elements: set[int] = field(default_factory=set)
     cpu_seconds: float = 0.0
 
 
@@ -92,12 +95,38 @@ def label_into(
                        note=f"{n_failed} failed, {found.cpu_seconds:.0f} CPU-s")
 
         tasks = _missing(systems, journal, found, writing, show)
-        for number, outcome in executor.outcomes(partial(_labelling, config), tasks, limits=limits):
-            found.cpu_seconds += outcome.cpu_seconds
-            writing.take(number, outcome)
-            show()
+        try:
+            for number, outcome in executor.outcomes(partial(_labelling, config), tasks, limits=limits):
+                found.cpu_seconds += outcome.cpu_seconds
+                writing.take(number, outcome)
+                show()
+        except KeyboardInterrupt:
+            writing.flush()
+            raise
         writing.flush()
         show(is_last=True)
+    return found
+
+
+def labels_in(store: Store, systems: Sequence[System], config: LabelerConfig) -> list[System | Failure]:
+    """What `label_into` made of each of ``systems`` by this method: the system with its label, or why it has none.
+
+    Raises:
+        DataError: one that was not labelled yet.
+    """
+    labeler = build_labeler(config)
+    with Journal(store, labeler.method, labeler.level) as journal:
+        outcomes = journal.get([journal.key(system) for system in systems])
+    found = list[System | Failure]()
+    for system, outcome in zip(systems, outcomes, strict=True):
+        if outcome is None:
+            raise DataError(expected=f"a structure that {labeler.level} has labelled", received=f"a new one, {system.where}",
+                            where=str(store.path), todo="label it first")
+        if isinstance(outcome, Failure):
+            found.append(outcome)
+        else:
+            frame = store[outcome]
+            found.append(replace(system, energy=frame.energy, forces=frame.forces, stress=frame.stress))
     return found
 
 
@@ -108,8 +137,11 @@ def _missing(systems: Iterable[System], journal: Journal, found: Labelling, writ
     while ahead := list(islice(source, LOOK_AHEAD)):
         found.n_read += len(ahead)
         keys = [journal.key(system) for system in ahead]
-        for system, key, is_done in zip(ahead, keys, journal.done(keys), strict=True):
-            if is_done or not writing.is_new(system, key):
+        before = set[bytes]()  # of these keys: theirs may be written by the time a copy comes
+        for system, key, outcome in zip(ahead, keys, journal.get(keys), strict=True):
+            is_known = outcome is not None or key in before
+            before.add(key)
+            if is_known or not writing.is_new(system, key):
                 found.n_known += 1
                 continue
             yield system
@@ -127,7 +159,7 @@ class _Writing:
         self._keys: set[bytes] = set()  # of those
         self._outcomes: dict[int, Outcome] = {}
         self._n_taken = self._n_ready = 0  # all below `_n_ready` have an outcome
-        self._written = time.monotonic()
+        self._written, self._unwritten_s = time.monotonic(), 0.0
 
     def is_new(self, system: System, key: bytes) -> bool:
         """Take a structure that is about to be labelled; false if the same one is under way."""
@@ -144,7 +176,8 @@ class _Writing:
         before = self._n_ready
         while self._n_ready in self._outcomes or (self._n_ready < self._n_taken and self._n_ready not in self._waiting):
             self._n_ready += 1
-        is_due = time.monotonic() - self._written > WRITE_S
+        self._unwritten_s += outcome.cpu_seconds
+        is_due = max(time.monotonic() - self._written, self._unwritten_s) > WRITE_S
         if len(self._outcomes) >= WINDOW:
             self.flush()
         elif self._n_ready > before and (is_due or len(self._outcomes) >= CHUNK):
@@ -159,13 +192,12 @@ class _Writing:
             if isinstance(outcome, Failure):
                 failed.append((key, system, outcome))
             else:
-                labelled.append((key, replace(system, energy=outcome.energy, forces=outcome.forces, stress=outcome.stress,
-                                              level=self.found.level)))
-        self._written = time.monotonic()
-        if labelled:
-            self.store.append([system for _, system in labelled])
+                labelled.append((key, outcome.applied_to(system, level=self.found.level)))
+                self.found.elements.update(map(int, system.numbers))
+        self._written, self._unwritten_s = time.monotonic(), 0.0
         if labelled or failed:
-            self.journal.note([key for key, _ in labelled], failed)
+            numbers = self.store.append([system for _, system in labelled])
+            self.journal.note(((key, int(number)) for (key, _), number in zip(labelled, numbers, strict=True)), failed)
         self.found.n_labelled += len(labelled)
         self.found.failures.update(failure.kind for *_, failure in failed)
 

@@ -67,9 +67,8 @@ def label_files(inputs: Sequence[Path], output: Path, request: LabelRequest, *, 
         systems = (system for path in inputs for system in select(iterate_systems(path), index or slice(None)))
         found = label_into(store, systems, request.labeler, executor, limits=request.limits, retry_failures=retry_failures)
         if found.n_labelled:
-            elements = {int(z) for number in range(first, len(store)) for z in store[number].numbers}
             known = store.isolated.get(labeler.level, {})
-            store.set_isolated(labeler.level, known | isolated_atom_energies(labeler, elements - set(known)))
+            store.set_isolated(labeler.level, known | isolated_atom_energies(labeler, found.elements - set(known)))
             store.add_source({"name": ", ".join(path.name for path in inputs), "method": labeler.method, "level": labeler.level,
                               "n_read": found.n_read, "first": first, "n_new": len(store) - first})
         with Journal(store, labeler.method, labeler.level) as journal:

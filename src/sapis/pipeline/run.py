@@ -27,8 +27,8 @@ from sapis.training.fit import new_potential
 N_SHOWN_STRUCTURES = 12
 N_CHECKED_STRUCTURES = 2
 OUTPUTS = (
-    "recipe.json", "candidates.extxyz", "trajectories", "labels", "labels.extxyz", *(f"{name}.extxyz" for name in steps.PARTS),
-    "training", "model.sapis", "report.html",
+    "recipe.json", "candidates.extxyz", "trajectories", "labels.store", "labels.extxyz",
+    *(f"{name}.extxyz" for name in steps.PARTS), "training", "model.sapis", "report.html",
 )
 
 USAGE = """\
@@ -78,7 +78,7 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
     )
     labelled = work.step(
         "labels", settings("labeler") | found.result["files"], ["labels.extxyz"],
-        lambda: steps.labels(recipe, work.path("candidates.extxyz"), work.path("labels"), work.path("labels.extxyz")),
+        lambda: steps.labels(recipe, work.path("candidates.extxyz"), work.path("labels.store"), work.path("labels.extxyz")),
     )
     names = [f"{name}.extxyz" for name in steps.PARTS if name != "hot" or recipe.hot_temperature_K]
     split = work.step(

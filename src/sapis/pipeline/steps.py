@@ -17,12 +17,14 @@ from sapis.data.formats import read_systems, write_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.reference import ReferenceEnergies
 from sapis.data.splits import holdout_temperature, split_in_time
+from sapis.data.store import Store
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
+from sapis.executors.executor import LocalExecutor
+from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
-from sapis.labelers.cache import LabelCache
 from sapis.labelers.evaluation import isolated_atom_energies
-from sapis.labelers.farm import apply_labels, label_all
+from sapis.labelers.labelling import label_into, labels_in
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.recipe import DynamicsConfig, Recipe
 from sapis.potential.bundle import hash_tensors
@@ -59,11 +61,14 @@ def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
     }
 
 
-def labels(recipe: Recipe, source: Path, cache: Path, target: Path) -> dict[str, Any]:
-    """Energies and forces of the candidates; failures are recorded, not labels."""
+def labels(recipe: Recipe, source: Path, store: Path, target: Path) -> dict[str, Any]:
+    """Energies and forces of the candidates, kept in ``store``; failures are recorded, not labels."""
     systems = read_systems(source)
-    outcomes = label_all(systems, recipe.labeler, LabelCache(cache), n_workers=recipe.workers)
-    labelled, failures = apply_labels(systems, outcomes)
+    with Store.at(store) as opened:
+        label_into(opened, systems, recipe.labeler, LocalExecutor(recipe.workers), total=len(systems))
+        outcomes = labels_in(opened, systems, recipe.labeler)
+    labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
+    failures = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
     if len(labelled) < MIN_FRAMES:
         reasons = Counter(failure.reason for _, failure in failures).most_common(1)
         raise DataError(
