@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from sapis.core.errors import ConfigError, DataError, FileError
-from sapis.data.formats import aselmdb, deepmd, hdf5, images, npz, oc20, qm9, xyz
+from sapis.data.formats import aselmdb, cp2k, deepmd, hdf5, images, npz, oc20, qm9, xyz
 from sapis.data.formats.labels import LabelKeys, absent
 from sapis.data.formats.xyz import write_systems
 from sapis.data.store import Store, is_store
@@ -54,6 +54,7 @@ FORMATS = (
     Format("npz", npz.is_npz, npz.iterate, ("energy",)),
     Format("HDF5", hdf5.is_hdf5, hdf5.iterate, ("energy", "forces")),
     Format("extended XYZ", xyz.is_xyz, xyz.iterate, _ALL),
+    Format("CP2K", cp2k.is_cp2k, cp2k.iterate),
     Format("ASE", lambda path: not path.is_dir(), images.iterate, _ALL),
 )
 

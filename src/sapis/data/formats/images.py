@@ -1,13 +1,19 @@
-"""Every other format that ASE reads: VASP, ORCA, CP2K, trajectories, databases, crystallographic files …"""
+"""Every other format that ASE reads: VASP, ORCA, trajectories, databases, crystallographic files …
+
+Where a calculation tells a free energy from one extrapolated to cold electrons, the energy is the free energy: it is the one
+whose gradient the forces are.
+"""
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sapis.core.errors import FileError
 from sapis.core.files import require_file
+from sapis.data.formats import vasp
 from sapis.data.formats.files import unpacked, unreadable
 from sapis.data.formats.labels import Frame, LabelKeys, labelled
 from sapis.data.system import System
@@ -15,7 +21,7 @@ from sapis.data.system import System
 
 def iterate(path: Path, keys: LabelKeys, require: Sequence[str]) -> Iterator[System]:
     """The systems of a file in a format that ASE knows by name or content."""
-    return labelled(_frames(path), keys, path, require)
+    return labelled(_frames(path), keys, path, require, energy_keys=("REF_energy", "free_energy", "energy"))
 
 
 def _frames(path: Path) -> Iterator[Frame]:
@@ -25,14 +31,34 @@ def _frames(path: Path) -> Iterator[Frame]:
     number = 0
     with unpacked(path) as plain:
         kind = _kind(plain, path)
+        electrons = _electrons(plain, kind)
+        converged = vasp.convergence(plain, kind) if kind in (vasp.OUTCAR, vasp.VASPRUN) else iter(())
         try:
             for atoms in iread(str(plain), ":", format=kind, do_not_split_by_at_sign=True):
+                if (is_converged := next(converged, None)) is not None:
+                    atoms.info["converged"] = is_converged
+                atoms.info.update(electrons)
                 yield Frame.of_atoms(atoms, number)
                 number += 1
         except FileError:
             raise
         except Exception as error:  # ASE's readers raise whatever their parsing stumbles over
             raise unreadable(error, kind, path, number) from error
+
+
+def _electrons(plain: Path, kind: str) -> dict[str, int]:
+    """Charge and multiplicity, where ASE reads a program's output but leaves them out."""
+    if kind not in _ELECTRONS:
+        return {}
+    text = plain.read_text(encoding="utf-8", errors="replace")
+    found = {key: re.search(pattern, text) for key, pattern in _ELECTRONS[kind].items()}
+    return {key: int(match[1]) for key, match in found.items() if match}
+
+
+_ELECTRONS = {
+    "orca-output": {"charge": r"Total Charge +Charge +\.+ +(-?\d+)", "spin": r"Multiplicity +Mult +\.+ +(\d+)"},
+    "gaussian-out": {"charge": r"Charge = +(-?\d+) Multiplicity", "spin": r"Charge = +-?\d+ Multiplicity = +(\d+)"},
+}
 
 
 def _kind(plain: Path, path: Path) -> str:

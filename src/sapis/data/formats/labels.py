@@ -25,7 +25,7 @@ CHARGE_KEYS = ("charge", "total_charge")
 SPIN_KEYS = ("spin", "total_spin")
 LEVEL_KEY = "level_of_theory"
 LABEL_KEYS = (*ENERGY_KEYS, *FORCES_KEYS, *STRESS_KEYS, *CHARGE_KEYS, *SPIN_KEYS, LEVEL_KEY)
-USUAL = {"energy": ENERGY_KEYS, "forces": FORCES_KEYS, "stress": STRESS_KEYS}
+Usual = Mapping[str, tuple[str, ...]]
 Error = Callable[..., DataError]
 # Frames whose keys decide for the whole file.
 N_FRAMES_FOR_KEYS = 10_000
@@ -77,26 +77,31 @@ class Frame:
                    {key: value for key, value in values.items() if value is not None})
 
 
-def labelled(frames: Iterable[Frame], keys: LabelKeys, path: Path, require: Sequence[str] = ()) -> Iterator[System]:
+def labelled(
+    frames: Iterable[Frame], keys: LabelKeys, path: Path, require: Sequence[str] = (), *,
+    energy_keys: tuple[str, ...] = ENERGY_KEYS,
+) -> Iterator[System]:
     """The systems of the frames of one file. One key serves the whole file, so that two levels of theory are never mixed: the
     first frames decide, and a later one with a better key is an error.
 
     Args:
         keys: the user's names of labels.
         require: labels that at least one of the first frames must have.
+        energy_keys: where an energy is looked for, the best first.
 
     Raises:
         DataError: a label is named or required but absent, or has a wrong shape or value.
     """
+    usual = {"energy": energy_keys, "forces": FORCES_KEYS, "stress": STRESS_KEYS}
     remaining = iter(frames)
     first = list(islice(remaining, N_FRAMES_FOR_KEYS))
     found = {key for frame in first for key in frame.values}
-    chosen = _choose_keys(keys, found, path)
+    chosen = _choose_keys(keys, usual, found, path)
     for label in require:
         if chosen[label] is None:
             raise absent(f"{label} in at least one frame", found, path)
     is_virial = keys.stress is None and chosen["stress"] in (keys.virial, *VIRIAL_KEYS)
-    better = _better_keys(keys, chosen)
+    better = _better_keys(keys, usual, chosen)
     for frame in chain(first, remaining):
         if surprises := better & frame.values.keys():
             raise DataError(
@@ -115,22 +120,22 @@ def absent(expected: str, found: Iterable[str], path: Path) -> DataError:
     )
 
 
-def _choose_keys(keys: LabelKeys, found: set[str], path: Path) -> dict[str, str | None]:
+def _choose_keys(keys: LabelKeys, usual: Usual, found: set[str], path: Path) -> dict[str, str | None]:
     """The key of each label in this file: the user's, else the first usual one that is there."""
     for key in (keys.energy, keys.forces, keys.stress, keys.virial):
         if key is not None and key not in found:
             raise absent(f"the key {key!r} in at least one frame", found, path)
     named = {"energy": keys.energy, "forces": keys.forces, "stress": keys.stress or keys.virial}
-    return {label: named[label] or next((key for key in usual if key in found), None) for label, usual in USUAL.items()}
+    return {label: named[label] or next((key for key in names if key in found), None) for label, names in usual.items()}
 
 
-def _better_keys(keys: LabelKeys, chosen: Mapping[str, str | None]) -> set[str]:
+def _better_keys(keys: LabelKeys, usual: Usual, chosen: Mapping[str, str | None]) -> set[str]:
     """Usual keys that would have been chosen before the chosen ones."""
     better: set[str] = set()
-    for label, usual in USUAL.items():
+    for label, names in usual.items():
         key = chosen[label]
         is_named = getattr(keys, label) or (label == "stress" and keys.virial)
-        better |= set() if is_named else set(usual if key is None else usual[: usual.index(key)])
+        better |= set() if is_named else set(names if key is None else names[: names.index(key)])
     return better
 
 
