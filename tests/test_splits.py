@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sapis.core.errors import ConfigError, DataError
-from sapis.data.splits import Split, holdout_temperature, random_split, split_in_time
+from sapis.data.splits import Split, group_split, holdout_temperature, random_split, split_in_time
 from sapis.data.system import System
 
 Parts = dict[int, str]
@@ -143,3 +143,21 @@ def test_random_split() -> None:
     assert parts != parts_of(random_split(systems, 70, 20, seed=4))
     with pytest.raises(DataError, match="90 \\+ 20"):
         random_split(systems, 90, 20, seed=0)
+
+
+def test_groups_stay_together() -> None:
+    systems = [frame(number, smiles="C" * (1 + number % 17)) for number in range(200)]
+    systems += [frame(number) for number in range(200, 230)]
+    split = group_split(systems, "smiles", 30, 40, seed=1)
+    parts = parts_of(split)
+    assert sorted(parts) == list(range(230)) and not split.dropped
+    assert 30 <= len(split.validation) < 30 + 12 and 40 <= len(split.test) < 40 + 12
+    for name in {system.tags["smiles"] for system in systems[:200]}:
+        assert len({parts[int(system.tags["number"])] for system in systems[:200] if system.tags["smiles"] == name}) == 1
+    assert len({parts[number] for number in range(200, 230)}) > 1, "frames without the tag are on their own"
+    again, other = (parts_of(group_split(systems, "smiles", 30, 40, seed=seed)) for seed in (1, 2))
+    assert again == parts != other
+    with pytest.raises(DataError, match="molecule"):
+        group_split(systems, "molecule", 30, 40, seed=0)
+    with pytest.raises(DataError, match="leave some"):
+        group_split(systems[:200], "smiles", 195, 0, seed=0)

@@ -15,6 +15,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of the training.")],
     validation: Annotated[Path | None, typer.Option(help="Validation frames; default: some of the training frames.")] = None,
     n_validation: Annotated[int, typer.Option(min=1, help="How many training frames to validate on, if no file is given.")] = 50,
+    group_by: Annotated[str, typer.Option(help="Tag, as smiles: frames that share its value validate together.")] = "",
     test: Annotated[list[Path] | None, typer.Option(help="Test frames (repeatable).")] = None,
     isolated: Annotated[Path | None, typer.Option(help="Isolated atoms, for reference energies; default: least squares.")] = None,
     start: Annotated[Path | None, typer.Option(help="A model to go on from: its weights, sizes and reference energies.")] = None,
@@ -37,8 +38,9 @@ def train(
     training = parse_config(TrainingConfig, {**request.training.model_dump(), **chosen}, where="options")
     request = request.model_copy(update={"training": training})
     outcome = train_files(
-        data, output, request, validation=validation, n_validation=n_validation, tests=test or [], isolated=isolated,
-        start=start, to_level=to_level, keys=label_keys(energy_key, forces_key, stress_key), waived=waive or [],
+        data, output, request, validation=validation, n_validation=n_validation, group_by=group_by,
+        tests=test or [], isolated=isolated, start=start, to_level=to_level,
+        keys=label_keys(energy_key, forces_key, stress_key), waived=waive or [],
     )
     for name, errors in outcome.errors.items():
         typer.echo(f"{name}: force RMSE {errors['force_rmse_meV_A'] or float('nan'):.1f} meV/Å, "

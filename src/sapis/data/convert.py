@@ -67,8 +67,7 @@ def convert(
     if output.suffix not in STORE_SUFFIXES and not is_store(output):
         n_frames = _write(output, (system for path in inputs for system in _read(path, keys, level, index)))
         return Conversion(n_frames, n_frames, n_frames)
-    with Store(output) if output.exists() and any(output.iterdir()) else Store.create(
-            output, level=level, is_single=is_single) as store:
+    with Store.at(output, level=level, is_single=is_single) as store:
         before, n_read = len(store), 0
         for path in inputs:
             first, n_here = len(store), 0

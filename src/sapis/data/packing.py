@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,40 +30,59 @@ _NO_CELL_BYTES = _NO_CELL.tobytes()
 _ENERGY_BYTES = struct.Struct("<d")
 
 
-def pack(system: System, *, level: str | None = None, is_single: bool = False) -> bytes:
-    """The bytes of ``system``.
+def pack(system: System, *, level: str = "", is_single: bool = False) -> bytes:
+    """The bytes of ``system``, see `pack_all`."""
+    return pack_all([system], level=level, is_single=is_single)[0]
+
+
+def pack_all(systems: Sequence[System], *, level: str = "", is_single: bool = False) -> list[bytes]:
+    """The bytes of each of ``systems``. Arrays of all of them are converted at once: NumPy takes longer to begin than to convert
+    those of one molecule.
 
     Args:
-        level: level of theory in place of the system's own.
+        level: level of theory of systems that do not name their own.
         is_single: round positions and forces to float32.
 
     Raises:
         DataError: a charge, multiplicity or level of theory beyond what the layout holds, or a tag that is not JSON.
     """
-    name = (system.level if level is None else level).encode()
-    try:
-        tags = _encode(dict(system.tags)).encode() if system.tags else b""
-        flags = _FLAGS[system.pbc.tobytes()] | (_SINGLE if is_single else 0)
-        parts = []
-        if system.energy is not None:
-            flags |= _ENERGY
-            parts.append(_ENERGY_BYTES.pack(system.energy))
-        if (cell := system.cell.tobytes()) != _NO_CELL_BYTES:
-            flags |= _CELL
-            parts.append(cell)
-        if system.stress is not None:
-            flags |= _STRESS
-            parts.append(system.stress.tobytes())
-        parts.append(_numbers_of(system.positions, is_single=is_single))
-        if system.forces is not None:
-            flags |= _FORCES
-            parts.append(_numbers_of(system.forces, is_single=is_single))
-        parts.append(system.numbers.astype("u1").tobytes())
-        header = _HEADER.pack(VERSION, flags, len(system.numbers), system.charge, system.spin, len(name), len(tags))
-    except (struct.error, TypeError, ValueError) as error:
-        raise system.error(expected="a charge, multiplicity, level of theory and tags that a store can hold",
-                           received=str(error), todo="mend the frame") from None
-    return b"".join([header, *parts, name, tags])
+    kind, width = ("<f4", 12) if is_single else ("<f8", 24)
+    positions = _joined([system.positions for system in systems], kind)
+    forces = _joined([system.forces for system in systems if system.forces is not None], kind)
+    numbers = _joined([system.numbers for system in systems], "u1")
+    found, first, first_force = [], 0, 0  # atoms before this system, and those of them with forces
+    for system in systems:
+        name = (system.level or level).encode()
+        atoms = len(system.numbers)
+        try:
+            tags = _encode(dict(system.tags)).encode() if system.tags else b""
+            flags = _FLAGS[system.pbc.tobytes()] | (_SINGLE if is_single else 0)
+            parts = [b""]
+            if system.energy is not None:
+                flags |= _ENERGY
+                parts.append(_ENERGY_BYTES.pack(system.energy))
+            if (cell := system.cell.tobytes()) != _NO_CELL_BYTES:
+                flags |= _CELL
+                parts.append(cell)
+            if system.stress is not None:
+                flags |= _STRESS
+                parts.append(system.stress.tobytes())
+            parts.append(positions[width * first : width * (first + atoms)])
+            if system.forces is not None:
+                flags |= _FORCES
+                parts.append(forces[width * first_force : width * (first_force + atoms)])
+                first_force += atoms
+            parts[0] = _HEADER.pack(VERSION, flags, atoms, system.charge, system.spin, len(name), len(tags))
+        except (struct.error, TypeError, ValueError) as error:
+            raise system.error(expected="a charge, multiplicity, level of theory and tags that a store can hold",
+                               received=str(error), todo="mend the frame") from None
+        found.append(b"".join([*parts, numbers[first : first + atoms], name, tags]))
+        first += atoms
+    return found
+
+
+def _joined(arrays: Sequence[np.ndarray], kind: str) -> bytes:
+    return np.concatenate(arrays).astype(kind).tobytes() if arrays else b""
 
 
 def unpack(data: bytes) -> System:
@@ -113,10 +132,6 @@ def content(data: bytes) -> bytes:
     """What of ``data`` makes a frame the same as another one: all of it but the tags and their length."""
     tags_length = _HEADER.unpack_from(data)[-1]
     return data[:_TAGS_LENGTH_AT] + data[_HEADER.size : len(data) - tags_length]
-
-
-def _numbers_of(array: np.ndarray, *, is_single: bool) -> bytes:
-    return array.astype("<f4").tobytes() if is_single else array.tobytes()
 
 
 class _Tags(Mapping[str, Tag]):

@@ -118,6 +118,43 @@ def random_split(systems: Sequence[System], n_train: int, n_validation: int, see
     return _split(systems, part_of)
 
 
+def group_split(systems: Sequence[System], tag: str, n_validation: int, n_test: int, seed: int) -> Split:
+    """Random groups of frames: those with one value of ``tag``, such as ``smiles``, are in one part.
+
+    Args:
+        systems: all frames; those in neither held-out part train.
+        tag: frames without it are groups of their own.
+        n_validation, n_test: frames of each held-out part, and as many more as its last group brings.
+
+    Raises:
+        DataError: no frame has the tag, or nothing is left to train on.
+    """
+    groups: dict[object, list[int]] = {}
+    alone: list[list[int]] = []
+    for number, system in enumerate(systems):
+        value = system.tags.get(tag)
+        if value is None:
+            alone.append([number])
+        else:
+            groups.setdefault(value, []).append(number)
+    if not groups:
+        raise DataError(expected=f"frames with the tag {tag!r}", received="none", where="group_split",
+                        todo="name a tag that the frames have; `sapis data info` shows one frame's")
+    members = [*groups.values(), *alone]
+    order = iter(generator(seed, "group_split").permutation(len(members)))
+    part_of = np.full(len(systems), TRAIN)
+    for part, wanted in ((VALIDATION, n_validation), (TEST, n_test)):
+        n_frames = 0
+        while n_frames < wanted and (group := next(order, None)) is not None:
+            part_of[members[group]] = part
+            n_frames += len(members[group])
+    if not (part_of == TRAIN).any():
+        raise DataError(expected=f"more than {n_validation} + {n_test} frames, in groups that leave some to train on",
+                        received=f"{len(systems)} frames in {len(members)} groups", where=f"group_split by {tag!r}",
+                        todo="hold out fewer, give more frames, or group by another tag")
+    return _split(systems, part_of)
+
+
 def _split(systems: Sequence[System], part_of: np.ndarray) -> Split:
     def members(part: int) -> Sequence[System]:
         chosen = np.flatnonzero(part_of == part)

@@ -26,7 +26,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from sapis.core.errors import FileError
 from sapis.core.files import cannot_write, hash_bytes, read_json, write_json
 from sapis.core.version import __version__
-from sapis.data.packing import content, pack, unpack
+from sapis.data.packing import content, pack_all, unpack
 from sapis.data.system import System
 
 MANIFEST, INDEX = "store.json", "index.mdb"
@@ -37,7 +37,7 @@ MAP_SIZE = 2**36
 UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3, tension positive", "charge": "e"}
 _NUMBER = struct.Struct(">Q")
 _HASH_BYTES = 16
-_INDEXED_TOGETHER = 65_536  # frames in one transaction
+_INDEXED_TOGETHER = 262_144  # frames in one transaction
 _INDEXED = b"n"
 
 
@@ -92,13 +92,13 @@ class Store(Sequence[System]):
         return cls(path)
 
     @classmethod
-    def at(cls, path: str | Path, *, level: str = "") -> Store:
-        """The store at ``path``; a new one, for frames of ``level``, if there is none.
+    def at(cls, path: str | Path, *, level: str = "", is_single: bool = False) -> Store:
+        """The store at ``path``, or a new one, see `create`.
 
         Raises:
             FileError: something else is there.
         """
-        return cls(path) if is_store(path) else cls.create(path, level=level)
+        return cls(path) if is_store(path) else cls.create(path, level=level, is_single=is_single)
 
     # Reading
 
@@ -251,7 +251,7 @@ class Store(Sequence[System]):
         """
         self._begin_to_write()
         level, is_single = self.level, self.manifest["is_single"]
-        packed = [pack(system, level=system.level or level, is_single=is_single) for system in systems]
+        packed = pack_all(systems, level=level, is_single=is_single)
         hashes = [_hash(data) for data in packed]
         numbers = np.empty(len(packed), dtype=np.int64)
         new: dict[bytes, int] = {}  # hash to position

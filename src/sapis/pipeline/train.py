@@ -20,7 +20,7 @@ from sapis.data.formats import LabelKeys, read_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.lint.sample import sample_of
 from sapis.data.reference import isolated_by_level
-from sapis.data.splits import random_split
+from sapis.data.splits import group_split, random_split
 from sapis.data.store import Selection, Store, is_store
 from sapis.data.system import System, chemical_symbols, hash_systems
 from sapis.evaluate.errors import evaluate
@@ -54,13 +54,14 @@ class TrainOutcome:
 
 def train_files(
     data: Path, output: Path, request: TrainRequest, *, validation: Path | None = None, n_validation: int = 50,
-    tests: Sequence[Path] = (), isolated: Path | None = None, start: Path | None = None, to_level: str = "",
+    group_by: str = "", tests: Sequence[Path] = (), isolated: Path | None = None, start: Path | None = None, to_level: str = "",
     keys: LabelKeys | None = None, waived: Sequence[str] = (),
 ) -> TrainOutcome:
     """Train on the frames of ``data``, evaluate on ``tests``, check the physics; everything lands in ``output``.
 
     Args:
         validation: frames to validate on; without it ``n_validation`` random frames of ``data`` (by the seed).
+        group_by: a tag; then random groups of frames that share its value, of so many frames or a few more.
         isolated: file of one-atom frames for the reference energies, of several levels of theory frames of each; without it
             least squares.
         start: a model to go on from: its weights, sizes and reference energies.
@@ -86,7 +87,10 @@ def train_files(
         if n_validation >= len(train):
             raise DataError(expected=f"more than {n_validation} frames, of which {n_validation} validate",
                             received=str(len(train)), where=str(data), todo="give more frames, or a smaller --n-validation")
-        split = random_split(train, len(train) - n_validation, n_validation, request.training.seed)
+        if group_by:
+            split = group_split(train, group_by, n_validation, 0, request.training.seed)
+        else:
+            split = random_split(train, len(train) - n_validation, n_validation, request.training.seed)
         train, held = split.train, split.validation
     test_sets = {name: read_systems(path, keys=keys) for name, path in _names(tests).items()}
     everything = [system for systems in test_sets.values() for system in systems]
