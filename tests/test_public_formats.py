@@ -225,6 +225,8 @@ def test_deepmd_folders(tmp_path: Path, is_periodic: bool) -> None:
     assert np.array_equal(np.loadtxt(tmp_path / "out.deepmd" / "type.raw"), [1, 0, 0])
     assert format_of(tmp_path / "out.deepmd").name == "deepmd/npy"
     assert_same(read_systems(tmp_path / "out.deepmd"), systems, rtol=1e-13)
+    with pytest.raises(FileError, match="already"):  # else sets of two conversions would lie side by side
+        convert([tmp_path / "in.extxyz"], tmp_path / "out.deepmd")
     if is_periodic:
         virial = np.load(tmp_path / "out.deepmd" / "set.000" / "virial.npy")
         assert np.allclose(virial[0].reshape(3, 3), -systems[0].stress * systems[0].volume)  # type: ignore[operator]

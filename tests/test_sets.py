@@ -474,7 +474,7 @@ def test_a_truncated_archive_leaves_no_folder(tmp_path: Path, kind: str) -> None
     path = tmp_path / f"all.{kind}"
     whole = tar(kind, a=CONTENT, b=CONTENT)
     path.write_bytes(whole[:len(whole) * 2 // 3])
-    (tmp_path / "all.unpacking").mkdir()  # as a killed process leaves it
+    (tmp_path / ".all.part").mkdir()  # as a killed process leaves it
     with pytest.raises(FileError, match="a whole archive"):
         unpack(path)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,31 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; on success it becomes ``path``, in one step. What a killed process left goes.
+
+    Raises:
+        FileError: there is something at ``path`` already, or it cannot be written; what the block raises beside ``OSError`` with
+            a number passes through.
+    """
+    part = path.with_name(f".{path.name}{PART_SUFFIX}")
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileError(expected="a new or empty folder", received="something that is there already", where=str(path),
+                            todo="give another folder, or move this one away")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def cannot_write(path: Path, error: OSError) -> FileError:

@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from sapis.core.errors import DataError
-from sapis.core.files import write_text
+from sapis.core.files import new_folder, write_text
 from sapis.data.formats.files import missing, unreadable
 from sapis.data.formats.labels import LabelKeys
 from sapis.data.system import System
@@ -77,6 +77,7 @@ def write(path: Path, systems: Sequence[System]) -> None:
 
     Raises:
         DataError: systems of several kinds.
+        FileError: there is something at ``path`` already.
     """
     first = systems[0]
     kind = _kind(first)
@@ -89,15 +90,9 @@ def write(path: Path, systems: Sequence[System]) -> None:
         raise DataError(expected="structures periodic in three directions or none", received=str(first.pbc.tolist()),
                         where=first.where, todo="choose another format")
     elements = sorted(set(first.numbers.tolist()))
-    folder = path / "set.000"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path / "type_map.raw", "\n".join(chemical_symbols[z] for z in elements) + "\n")
-    write_text(path / "type.raw", "\n".join(str(elements.index(z)) for z in first.numbers.tolist()) + "\n")
     parts = {"coord": [system.positions for system in systems]}
     if first.pbc.all():
         parts["box"] = [system.cell for system in systems]
-    else:
-        (path / "nopbc").touch()
     if first.energy is not None:
         parts["energy"] = [np.array([system.energy]) for system in systems]
     if first.forces is not None:
@@ -105,8 +100,14 @@ def write(path: Path, systems: Sequence[System]) -> None:
     if first.stress is not None:
         parts["virial"] = [-system.stress * system.volume for system in systems
                            if system.stress is not None and system.volume is not None]
-    for name, values in parts.items():
-        np.save(folder / f"{name}.npy", np.stack([value.ravel() for value in values]))
+    with new_folder(path) as folder:
+        write_text(folder / "type_map.raw", "\n".join(chemical_symbols[z] for z in elements) + "\n")
+        write_text(folder / "type.raw", "\n".join(str(elements.index(z)) for z in first.numbers.tolist()) + "\n")
+        if "box" not in parts:
+            (folder / "nopbc").touch()
+        (folder / "set.000").mkdir()
+        for name, values in parts.items():
+            np.save(folder / "set.000" / f"{name}.npy", np.stack([value.ravel() for value in values]))
 
 
 def _kind(system: System) -> tuple[object, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import lzma
 import os
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -12,10 +11,8 @@ import zlib
 from pathlib import Path
 
 from sapis.core.errors import FileError
-from sapis.core.files import cannot_write
+from sapis.core.files import new_folder
 from sapis.data.sets.catalogue import ARCHIVES
-
-WHERE_TO_UNPACK = ".unpacking"
 
 
 def unpacked_folder(archive: Path) -> Path:
@@ -36,12 +33,9 @@ def unpack(archive: Path) -> Path:
         FileError: not a whole archive, a member that leaves the folder, or no room on the disk.
     """
     folder = unpacked_folder(archive)
-    part = folder.with_name(folder.name + WHERE_TO_UNPACK)
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-        part.mkdir()
-        _extract(archive, part)
-        part.replace(folder)
+        with new_folder(folder) as part:
+            _extract(archive, part)
     except (tarfile.FilterError, _LeavesFolderError) as error:
         raise FileError(
             expected="an archive whose members stay in its folder", received=str(error), where=str(archive),
@@ -49,12 +43,8 @@ def unpack(archive: Path) -> Path:
         ) from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, zlib.error, lzma.LZMAError) as error:
         raise _not_whole(archive, error) from None
-    except OSError as error:
-        if error.errno is None:  # bz2 and gzip report damage so
-            raise _not_whole(archive, error) from None
-        raise cannot_write(part, error) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:  # without a number: bz2 and gzip report damage so
+        raise _not_whole(archive, error) from None
     return folder
 
 
