@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, overload
-from weakref import WeakSet, WeakValueDictionary
 
 import lmdb
 import numpy as np
@@ -26,14 +23,13 @@ from ase.data import atomic_numbers, chemical_symbols
 from sapis.core.errors import FileError
 from sapis.core.files import cannot_write, hash_bytes, read_json, write_json
 from sapis.core.version import __version__
+from sapis.data.environments import damaged, opened, translated
 from sapis.data.packing import content, pack_all, unpack
 from sapis.data.system import System
 
 MANIFEST, INDEX = "store.json", "index.mdb"
 SCHEMA_VERSION = 1
 FRAMES_PER_SHARD = 2**20
-# Address space, not disk: LMDB files grow as they are written.
-MAP_SIZE = 2**36
 UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3, tension positive", "charge": "e"}
 _NUMBER = struct.Struct(">Q")
 _HASH_BYTES = 16
@@ -58,7 +54,6 @@ class Store(Sequence[System]):
         self._transactions: dict[int, tuple[lmdb.Transaction, Any]] = {}
         self._lock: IO[bytes] | None = None
         self._unindexed: dict[bytes, int] = {}  # of the writer
-        _stores.add(self)
         self.refresh()
 
     @classmethod
@@ -109,7 +104,7 @@ class Store(Sequence[System]):
         for number, path in enumerate(sorted(self.path.glob("shard-*.mdb"))):
             if not path.stat().st_size:
                 break  # a writer was killed before its first batch
-            with _translated(path), self._environment(path.name).begin() as transaction:
+            with translated(path), self._environment(path.name).begin() as transaction:
                 database = self._database(number, "sizes", transaction)
                 if database is None:
                     break
@@ -169,9 +164,9 @@ class Store(Sequence[System]):
         try:
             data = opened[0].get(_NUMBER.pack(index - self._starts[shard]), db=opened[1])
         except lmdb.Error as error:
-            raise _damaged(self.path / _shard_name(shard), error) from None
+            raise damaged(self.path / _shard_name(shard), error) from None
         if data is None:
-            raise _damaged(self.path / _shard_name(shard), f"frame {index} is not there")
+            raise damaged(self.path / _shard_name(shard), f"frame {index} is not there")
         return bytes(data)
 
     def verify(self) -> Iterator[int]:
@@ -182,7 +177,7 @@ class Store(Sequence[System]):
             yield from range(len(self))
             return
         self._index()
-        with _translated(self.path / INDEX), self._environment(INDEX).begin() as transaction:
+        with translated(self.path / INDEX), self._environment(INDEX).begin() as transaction:
             known = transaction.get(_INDEXED)
             for number in range(min(len(self), _NUMBER.unpack(known)[0] if known else 0)):
                 known = transaction.get(_hash(self.packed(number)))
@@ -191,7 +186,7 @@ class Store(Sequence[System]):
 
     def _open(self, shard: int) -> tuple[lmdb.Transaction, Any]:
         name = _shard_name(shard)
-        with _translated(self.path / name):
+        with translated(self.path / name):
             transaction = self._environment(name).begin()
             self._transactions[shard] = transaction, self._database(shard, "frames", transaction)
         return self._transactions[shard]
@@ -205,11 +200,11 @@ class Store(Sequence[System]):
 
     def _environment(self, name: str) -> lmdb.Environment:
         if name not in self._environments:
-            self._environments[name] = _opened(self.path / name)
+            self._environments[name] = opened(self.path / name, self)
         return self._environments[name]
 
     def forget_files(self) -> None:
-        """Leave open files to the process that opened them, see `_after_fork`."""
+        """Leave open files to the process that opened them, see `sapis.data.environments`."""
         self._environments, self._transactions, self._lock, self._unindexed = {}, {}, None, {}
 
     def _forget_transactions(self) -> None:
@@ -255,7 +250,7 @@ class Store(Sequence[System]):
         hashes = [_hash(data) for data in packed]
         numbers = np.empty(len(packed), dtype=np.int64)
         new: dict[bytes, int] = {}  # hash to position
-        with _translated(self.path / INDEX), self._environment(INDEX).begin() as transaction:
+        with translated(self.path / INDEX), self._environment(INDEX).begin() as transaction:
             for position, key in enumerate(hashes):
                 if (number := self._unindexed.get(key)) is not None:
                     numbers[position] = number
@@ -306,7 +301,7 @@ class Store(Sequence[System]):
             digest = hashlib.blake2b(digest + key, digest_size=_HASH_BYTES).digest()
         sizes = np.array([n_atoms for _, _, n_atoms in frames], dtype="<u4")
         environment = self._environment(name)
-        with _translated(self.path / name):
+        with translated(self.path / name):
             frames_db, sizes_db = environment.open_db(b"frames"), environment.open_db(b"sizes")
             with environment.begin(write=True) as transaction:
                 transaction.cursor(frames_db).putmulti(
@@ -325,7 +320,7 @@ class Store(Sequence[System]):
         if not self._unindexed:
             return
         n_frames = max(self._unindexed.values()) + 1
-        with _translated(self.path / INDEX), self._environment(INDEX).begin(write=True) as transaction:
+        with translated(self.path / INDEX), self._environment(INDEX).begin(write=True) as transaction:
             # Sorted, neighbours in the tree are written together.
             entries = sorted((key, _NUMBER.pack(number)) for key, number in self._unindexed.items())
             transaction.cursor().putmulti(entries, overwrite=False)
@@ -345,7 +340,7 @@ class Store(Sequence[System]):
                             where=str(self.path), todo="wait for it, or append to a store of your own") from None
         self._lock = lock
         self.refresh()
-        with _translated(self.path / INDEX), self._environment(INDEX).begin() as transaction:
+        with translated(self.path / INDEX), self._environment(INDEX).begin() as transaction:
             known = transaction.get(_INDEXED)
         indexed = _NUMBER.unpack(known)[0] if known else 0
         for start in range(indexed, len(self), _INDEXED_TOGETHER):
@@ -411,50 +406,5 @@ def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(content(data), digest_size=_HASH_BYTES).digest()
 
 
-# LMDB forbids to open a file twice in one process, and to use it in another one after a fork.
-_open_files: WeakValueDictionary[Path, lmdb.Environment] = WeakValueDictionary()
-_stores: WeakSet[Store] = WeakSet()
-
-
-def _after_fork() -> None:
-    """A new process opens files of its own; the parent's stay the parent's."""
-    for store in _stores:
-        store.forget_files()
-    _open_files.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _opened(path: Path) -> lmdb.Environment:
-    """The LMDB file at ``path``, shared by all stores of this process, writable where it may be."""
-    key = path.resolve()
-    environment = _open_files.get(key)
-    if environment is None:
-        can_write = os.access(path.parent, os.W_OK)
-        environment = _open_files[key] = lmdb.open(
-            str(path), subdir=False, map_size=MAP_SIZE, max_dbs=2, max_readers=1024, mode=0o644, readonly=not can_write,
-            lock=can_write, readahead=False, meminit=False,
-        )
-    return environment
-
-
 def _shard_name(number: int) -> str:
     return f"shard-{number:05d}.mdb"
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """LMDB's errors as ours."""
-    try:
-        yield
-    except (lmdb.MapFullError, lmdb.DiskError) as error:
-        raise FileError(expected="space for more frames", received=str(error), where=str(path),
-                        todo="free space on the disk; what was appended before is unchanged") from None
-    except lmdb.Error as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: object) -> FileError:
-    return FileError(expected="a whole LMDB file of a store", received=str(error), where=str(path),
-                     todo="restore the store from a copy, or make it again from its source")
