@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from benchmarks.peers.protocol import Recipe
 from benchmarks.peers.train import write_result
 from sapis.core.config import parse_config
 from sapis.core.version import __version__
@@ -28,7 +29,8 @@ ERRORS = ("n", "energy_rmse_meV", "energy_rmse_meV_atom", "energy_mae_meV_atom",
 def run_job(path: Path) -> dict[str, Any]:
     """Train as the job says; the same figures as `benchmarks.peers.train`."""
     job = json.loads(path.read_text(encoding="utf-8"))
-    training = {"cpu_seconds": job["cpu_seconds"], "seed": job["seed"]} | job["options"]
+    loss = {name: getattr(Recipe(), name) for name in ("energy_weight", "force_weight")}  # the same for all
+    training = {"cpu_seconds": job["cpu_seconds"], "seed": job["seed"]} | loss | job["options"]
     files = {key: Path(value) for key, value in job["files"].items()}
     outcome = train_files(
         files.pop("train"), path.parent / "sapis", parse_config(TrainRequest, {"training": training}, where="job"),

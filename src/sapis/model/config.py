@@ -46,7 +46,7 @@ class ModelConfig(Config):
     n_heads: int = Field(BASE_WIDTHS["n_heads"], ge=1, description="attention heads")
     n_layers: int = Field(2, ge=1, description="interaction layers")
     order: int = Field(3, ge=1, le=3, description="highest order of the many-body product")
-    n_radial: int = Field(8, ge=1, description="Bessel functions")
+    n_radial: int = Field(5, ge=1, description="Bessel functions")
     n_hidden_readout: int = Field(BASE_WIDTHS["n_hidden_readout"], ge=1, description="hidden width of the last read-out")
     zbl: bool = Field(False, description="add the repulsion of nuclei at close range, see `sapis.model.repulsion`")
 

@@ -25,7 +25,7 @@ class TrainingConfig(Config):
     optimizer: Literal["muon", "amsgrad"] = "muon"
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the running mean of the weights, which is the result")
     clip: float = Field(3.0, gt=1, description="largest norm of the gradient, in units of its running mean")
-    energy_weight: float = Field(1.0, ge=0, description="of the squared energy error per atom count")
+    energy_weight: float = Field(0.1, ge=0, description="of the squared energy error per atom count")
     force_weight: float = Field(1.0, ge=0, description="of the squared force error per component")
     stress_weight: float = Field(1.0, ge=0, description="of the squared virial error per atom count")
     validations: int = Field(30, ge=1, description="times the validation set is looked at")
