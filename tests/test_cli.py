@@ -62,7 +62,7 @@ def test_what_a_model_costs(folder: Path) -> None:
     assert parts["n_atoms"] == 10 and sum(part["n_parameters"] for part in parts["parts"]) == total["n_parameters"]
     assert total["training"]["products"] > total["forces"]["products"] > total["forward"]["products"] > 0
     table = sapis("info", "nano", "--cost")
-    assert table.code == 0 and "layer 2 mixing" in table.text and "13,908" in table.text
+    assert table.code == 0 and "layer 2 mixing" in table.text and "11,976" in table.text
     presets = sapis("info", "--cost")
     assert presets.code == 0 and all(name in presets.text for name in ("nano", "tiny", "small", "base", "large", "xl"))
     for wrong in (("info",), ("info", "--cost", "huge")):

@@ -11,10 +11,12 @@ from ase.data import vdw_radii
 
 from command import sapis
 from sapis.core.files import read_json
+from sapis.data.formats import read_systems
 from sapis.data.lint import lint
 from sapis.data.store import Store
-from sapis.data.system import System
+from sapis.data.system import System, hash_systems
 from sapis.executors.executor import LocalExecutor
+from sapis.generate.card import SAMPLE, sampled
 from sapis.generate.displacements import (
     Conformer,
     SOFTEST_eV_A2,
@@ -121,7 +123,10 @@ def test_the_command_makes_a_set_with_its_card(tmp_path: Path) -> None:
     assert ending.code == 0, ending.text
     card = read_json(tmp_path / "set" / "card.json")
     with Store(tmp_path / "set" / LABELS) as labels:
-        assert len(labels) == card["n_frames"] > 150 and labels.level == "GFN2-xTB" and labels.isolated["GFN2-xTB"]
+        assert len(labels) == card["n_structures"] - sum(card["left_out"].values()) == card["n_frames"] > 150
+        assert labels.level == "GFN2-xTB" and labels.isolated["GFN2-xTB"]
+        sample = read_systems(tmp_path / "set" / SAMPLE)
+        assert hash_systems(sample) == hash_systems([labels[i] for i in sampled(len(labels))])
         assert not [finding for finding in lint(list(labels)) if finding.severity == "error"]
         assert max(float(np.linalg.norm(system.forces, axis=1).max()) for system in labels) <= 30.0
     assert (tmp_path / "set" / "card.png").stat().st_size > 10_000 and "GFN2-xTB" in (tmp_path / "set" / "card.md").read_text()

@@ -6,6 +6,7 @@ stopped, and the finished set has a card.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -30,6 +31,7 @@ from sapis.generate.displacements import conformer, is_plausible, paired, spread
 from sapis.generate.molecules import molecules
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import isolated_atom_energies
+from sapis.labelers.journal import Journal
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import label_into
 from sapis.simulate.sampling import CandidatesConfig, Trajectory, simulate
@@ -117,7 +119,9 @@ def generate(folder: Path, config: OrganicConfig, executor: Executor) -> dict[st
             labels.set_isolated(method.level, isolated_atom_energies(method, elements))
         if found.n_labelled:
             labels.add_source({"name": "organic", "method": method.method, "settings": plan["settings"], "level": method.level})
-        return write_card(folder, labels, n_structures=len(structures), settings=plan["settings"], method=method.method,
+        with Journal(labels, method.method, method.level) as journal:
+            left_out = Counter(failure["kind"] for failure in journal.failures())
+        return write_card(folder, structures, labels, left_out=left_out, settings=plan["settings"], method=method.method,
                           costs=read_json(folder / COSTS))
 
 

@@ -1,0 +1,263 @@
+"""Fits of scaling laws: robust, from many starts, with intervals, and with what physics says of the floor."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares, nnls
+
+from sapis.core.errors import DataError
+from sapis.core.seeds import generator
+from sapis.scaling.forms import Form, Points
+
+EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3)  # of the first search
+MAX_EXPONENT = 4.0
+SMALLEST = 1e-6  # floor or amplitude at least, of the smallest error: zero has no logarithm
+N_STARTS = 3  # of the first search that are followed
+HUBER = 1.5  # standard deviations of the noise from which on a residual counts linearly
+TINY = 1e-9  # noise at least, relative: data without any would have no scale
+INTERVAL = (0.05, 0.95)
+DISAGREE = 2.0  # standard deviations between measured and fitted floor from which on they disagree
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A floor that was measured, not fitted: label noise, what atoms beyond the cutoff do, the error of a teacher.
+
+    Attributes:
+        mean: in the unit of the loss.
+        std: its standard deviation.
+    """
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted law.
+
+    Attributes:
+        form: which.
+        points: what it was fitted to.
+        centers: geometric means of the x_i, ``(terms,)``: where the amplitudes are meant.
+        values: parameters in the order of ``form.parameters``.
+        samples: of the bootstrap, ``(samples, parameters)``.
+        noise: standard deviation of the logarithm of the loss about the law.
+        aic, bic: of the fit without a measured floor.
+        disagreement: between the measured floor and the one that the data alone ask for, in standard deviations; None without
+            a measured one.
+    """
+
+    form: Form
+    points: Points
+    centers: np.ndarray
+    values: np.ndarray
+    samples: np.ndarray
+    noise: float
+    aic: float
+    bic: float
+    disagreement: float | None = None
+
+    @property
+    def floor(self) -> float:
+        """eps."""
+        return float(np.exp(self.values[0])) if self.form.has_floor else 0.0
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float, float]]:
+        """Value and 90 % interval of each parameter, the floor as it is and not its logarithm."""
+        found = {}
+        for number, name in enumerate(self.form.parameters):
+            values = np.concatenate([self.values[number : number + 1], self.samples[:, number]])
+            if name == "log_floor":
+                name, values = "floor", np.exp(values)
+            low, high = np.quantile(values[1:], INTERVAL)
+            found[name] = float(values[0]), float(low), float(high)
+        return found
+
+    def predict(self, points: Points) -> np.ndarray:
+        """The loss, and the 90 % interval of a new training's, ``(3, points)``."""
+        best = _loss(self.form, self.values, self.centers, points)
+        rng = generator(0, "predict")
+        samples = np.stack([_loss(self.form, sample, self.centers, points) for sample in self.samples])
+        samples = samples * np.exp(self.noise * rng.standard_normal(samples.shape))
+        return np.stack([best, *np.quantile(samples, INTERVAL, axis=0)])
+
+    @property
+    def is_in_conflict(self) -> bool:
+        """Whether the data and the measured floor do not go together."""
+        return self.disagreement is not None and abs(self.disagreement) > DISAGREE
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "form": self.form.name, "n_points": len(self.points), "noise": self.noise, "aic": self.aic, "bic": self.bic,
+            "parameters": {name: dict(zip(("value", "low", "high"), interval, strict=True))
+                           for name, interval in self.intervals.items()},
+            "centers": dict(zip(self.form.terms, self.centers.tolist(), strict=True)), "disagreement": self.disagreement,
+            "is_in_conflict": self.is_in_conflict,
+        }
+
+
+def fit(points: Points, form: Form, *, floor: Floor | None = None, n_samples: int = 200, seed: int = 0) -> Fit:
+    """Fit ``form`` to ``points``: least squares of the logarithm of the loss, outliers counted linearly (Huber).
+
+    Exponents are searched on a grid, where floor and amplitudes follow by non-negative linear least squares; the best are
+    followed to the minimum. The intervals are those of a bootstrap of the residuals, widened for the parameters that were fitted.
+
+    Args:
+        floor: one that was measured; it enters as one more observation.
+        n_samples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: not more points than parameters.
+    """
+    n_parameters = len(form.parameters)
+    if len(points) <= n_parameters:
+        raise DataError(expected=f"more than {n_parameters} trainings for the law {form.name!r}", received=str(len(points)),
+                        where="scaling law", todo="run more, or fit a law with fewer parameters")
+    start = [0.5 * (low + high) for _, low, high in form.extras]
+    centers = np.exp(np.log(form.inputs(points, start)).mean(axis=1))
+    free = _best(form, centers, points, None, TINY, _starts(form, centers, points))
+    residuals = np.log(points.loss) - np.log(_loss(form, free, centers, points))
+    free_noise = _spread(residuals, n_parameters)
+    free = _best(form, centers, points, None, free_noise, [free])
+    values, noise, disagreement = free, free_noise, None
+    if floor is not None and form.has_floor:
+        values = _best(form, centers, points, floor, free_noise, [free, _with_floor(free, floor)])
+    residuals = np.log(points.loss) - np.log(_loss(form, values, centers, points))
+    noise = _spread(residuals, n_parameters)
+    samples = _bootstrap(form, centers, points, values, floor, noise, residuals, n_samples, seed)
+    if floor is not None and form.has_floor:
+        alone = _bootstrap(form, centers, points, free, None, free_noise, residuals, max(20, n_samples // 4), seed)
+        spread = float(np.hypot(np.exp(alone[:, 0]).std(), floor.std))
+        disagreement = (float(np.exp(free[0])) - floor.mean) / max(spread, TINY)
+    n, square = len(points), float(np.mean((np.log(points.loss) - np.log(_loss(form, free, centers, points))) ** 2))
+    information = n * np.log(max(square, TINY**2))
+    return Fit(form, points, centers, values, samples, noise, float(information + 2 * n_parameters),
+               float(information + np.log(n) * n_parameters), disagreement)
+
+
+def left_out(points: Points, form: Form, *, factor: float = 1.0, floor: Floor | None = None, seed: int = 0) -> dict[str, float]:
+    """How well the law foretells the largest training from those with at most ``1 / factor`` of its compute: the relative error,
+    and whether the 90 % interval holds the measured loss.
+
+    Raises:
+        DataError: too few smaller trainings.
+    """
+    largest = int(np.argmax(points.flops))
+    smaller = points.flops < points.flops[largest] / factor if factor > 1 else np.arange(len(points)) != largest
+    found = fit(points[smaller], form, floor=floor, seed=seed)
+    measured = float(points.loss[largest])
+    foretold, low, high = (float(value) for value in found.predict(points[np.array([largest])])[:, 0])
+    return {"measured": measured, "foretold": foretold, "low": low, "high": high, "relative_error": foretold / measured - 1,
+            "is_inside": float(low <= measured <= high), "n_points": float(smaller.sum())}
+
+
+def _loss(form: Form, values: np.ndarray, centers: np.ndarray, points: Points) -> np.ndarray:
+    loss, _ = _loss_and_slopes(form, values, centers, points, need_slopes=False)
+    return loss
+
+
+def _loss_and_slopes(form: Form, values: np.ndarray, centers: np.ndarray, points: Points, *, need_slopes: bool,
+                     ) -> tuple[np.ndarray, np.ndarray | None]:
+    """The loss, and its derivatives by the parameters, ``(points, parameters)``; those by extras are left at zero."""
+    first, n_terms = int(form.has_floor), len(form.terms)
+    extras = values[first + 2 * n_terms :]
+    logs = np.log(form.inputs(points, extras)) - np.log(centers)[:, None]
+    amplitudes, exponents = values[first : first + 2 * n_terms : 2], values[first + 1 : first + 2 * n_terms : 2]
+    powers = np.exp(amplitudes[:, None] - exponents[:, None] * logs)
+    floor = np.exp(values[0]) if form.has_floor else 0.0
+    loss = floor + powers.sum(axis=0)
+    if not need_slopes:
+        return loss, None
+    slopes = np.zeros((len(loss), len(values)))
+    if form.has_floor:
+        slopes[:, 0] = floor
+    slopes[:, first : first + 2 * n_terms : 2] = powers.T
+    slopes[:, first + 1 : first + 2 * n_terms : 2] = -(powers * logs).T
+    return loss, slopes
+
+
+def _starts(form: Form, centers: np.ndarray, points: Points) -> list[np.ndarray]:
+    """Parameters from which to go down: the best of a grid of exponents, in each of which the rest is linear."""
+    smallest = SMALLEST * points.loss.min()
+    found: list[tuple[float, np.ndarray]] = []
+    for extras in itertools.product(*(np.linspace(low, high, 5) for _, low, high in form.extras)):
+        logs = np.log(form.inputs(points, extras)) - np.log(centers)[:, None]
+        for exponents in itertools.product(EXPONENTS, repeat=len(form.terms)):
+            columns = [*([np.ones(len(points))] if form.has_floor else []), *np.exp(-np.array(exponents)[:, None] * logs)]
+            factors, misfit = nnls(np.stack(columns, axis=1) / points.loss[:, None], np.ones(len(points)))
+            factors = np.log(np.maximum(factors, smallest))
+            first = int(form.has_floor)
+            pairs = [value for pair in zip(factors[first:], exponents, strict=True) for value in pair]
+            found.append((misfit, np.array([*factors[:first], *pairs, *extras])))
+    found.sort(key=lambda each: each[0])
+    return [values for _, values in found[:N_STARTS]]
+
+
+def _best(form: Form, centers: np.ndarray, points: Points, floor: Floor | None, noise: float, starts: list[np.ndarray],
+          ) -> np.ndarray:
+    """The parameters of the least sum of squares that is reached from ``starts``."""
+    log_loss, n_terms, first = np.log(points.loss), len(form.terms), int(form.has_floor)
+    low = np.log(SMALLEST * points.loss.min())
+    lower = np.array([*([low - 1] if first else []), *[low - 1, 0.0] * n_terms, *(each[1] for each in form.extras)])
+    upper = np.array([*([log_loss.min()] if first else []), *[log_loss.max() + 5, MAX_EXPONENT] * n_terms,
+                      *(each[2] for each in form.extras)])
+    scale = max(noise, TINY)
+
+    def residuals(values: np.ndarray) -> np.ndarray:
+        found = (np.log(_loss(form, values, centers, points)) - log_loss) / scale
+        return found if floor is None else np.append(found, (np.exp(values[0]) - floor.mean) / floor.std)
+
+    def slopes(values: np.ndarray) -> np.ndarray:
+        loss, by_values = _loss_and_slopes(form, values, centers, points, need_slopes=True)
+        assert by_values is not None
+        found = by_values / loss[:, None] / scale
+        if floor is not None:
+            row = np.zeros(len(values))
+            row[0] = np.exp(values[0]) / floor.std
+            found = np.vstack([found, row])
+        return found
+
+    is_robust = noise > TINY
+    ends = [
+        least_squares(residuals, np.clip(start, lower + 1e-9, upper - 1e-9), jac="2-point" if form.extras else slopes,
+                      bounds=(lower, upper), loss="huber" if is_robust else "linear", f_scale=HUBER, max_nfev=200)
+        for start in starts
+    ]
+    return np.asarray(min(ends, key=lambda end: end.cost).x)
+
+
+def _spread(residuals: np.ndarray, n_parameters: int) -> float:
+    """Standard deviation of the noise, from the median so that outliers do not widen it, and at least from the squares of the
+    residuals within three of these.
+    """
+    scale = 1.4826 * float(np.median(np.abs(residuals)))
+    inner = residuals[np.abs(residuals) <= 3 * scale] if scale > 0 else residuals
+    factor = len(residuals) / max(len(residuals) - n_parameters, 1)
+    return max(float(np.sqrt(np.mean(inner**2) * factor)), TINY)
+
+
+def _bootstrap(form: Form, centers: np.ndarray, points: Points, values: np.ndarray, floor: Floor | None, noise: float,
+               residuals: np.ndarray, n_samples: int, seed: int) -> np.ndarray:
+    """Parameters fitted to the law with residuals drawn anew, ``(samples, parameters)``; the measured floor is drawn, too."""
+    rng = generator(seed, "bootstrap")
+    law = _loss(form, values, centers, points)
+    widened = (residuals - residuals.mean()) * np.sqrt(len(points) / (len(points) - len(values)))
+    samples = []
+    for _ in range(n_samples):
+        drawn = points.with_loss(law * np.exp(rng.choice(widened, len(points))))
+        other = None if floor is None else Floor(max(floor.mean + floor.std * rng.standard_normal(), 0.0), floor.std)
+        samples.append(_best(form, centers, drawn, other, noise, [values]))
+    return np.array(samples).reshape(n_samples, len(values))
+
+
+def _with_floor(values: np.ndarray, floor: Floor) -> np.ndarray:
+    return np.concatenate([[np.log(max(floor.mean, TINY))], values[1:]])
