@@ -6,6 +6,7 @@ import typer
 
 from sapis.cli import check_model, doctor, evaluate, grow, info, init, label, md, report, run, train
 from sapis.cli.data import data_app
+from sapis.cli.scale import scale_app
 
 app = typer.Typer(
     name="sapis", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -18,6 +19,7 @@ app.add_typer(data_app, name="data")
 app.command("label")(label.label)
 app.command("train")(train.train)
 app.command("grow")(grow.grow)
+app.add_typer(scale_app, name="scale")
 app.command("evaluate")(evaluate.evaluate)
 app.command("md")(md.md)
 app.command("check-model")(check_model.check_model)

@@ -128,8 +128,10 @@ def _weights(systems: Sequence[System], weights: Mapping[str, float]) -> np.ndar
     return np.array([weights.get(level, 1.0) for level in levels])
 
 
-class _Planned(Dataset[Batch]):
-    """Torch's view of a plan: one item a batch."""
+class _Planned(Dataset[dict[str, np.ndarray]]):
+    """Torch's view of a plan: one item a batch, as arrays, which go through a pipe four times as fast as tensors, each of which
+    torch would send as a file.
+    """
 
     def __init__(self, loader: Loader, plan: Sequence[np.ndarray]) -> None:
         self.loader, self.plan = loader, plan
@@ -137,13 +139,15 @@ class _Planned(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, place: int) -> Batch:
-        return self.loader.batch(self.plan[place])
+    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy() for name, tensor in vars(self.loader.batch(self.plan[place])).items()}
 
 
 def _parallel(loader: Loader, plan: Sequence[np.ndarray]) -> Iterator[Batch]:
-    options: dict[str, Any] = {"num_workers": loader.n_workers, "prefetch_factor": PREFETCHED, "multiprocessing_context": "fork"}
-    yield from DataLoader(_Planned(loader, plan), batch_size=None, shuffle=False, **options)
+    options: dict[str, Any] = {"num_workers": loader.n_workers, "prefetch_factor": PREFETCHED, "multiprocessing_context": "fork",
+                               "collate_fn": dict}  # as they are: torch would make tensors of them at once
+    for arrays in DataLoader(_Planned(loader, plan), batch_size=None, shuffle=False, **options):
+        yield Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def _sizes(systems: Sequence[System]) -> np.ndarray:

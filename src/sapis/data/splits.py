@@ -155,12 +155,33 @@ def group_split(systems: Sequence[System], tag: str, n_validation: int, n_test: 
     return _split(systems, part_of)
 
 
-def _split(systems: Sequence[System], part_of: np.ndarray) -> Split:
-    def members(part: int) -> Sequence[System]:
-        chosen = np.flatnonzero(part_of == part)
-        return Selection(systems, chosen) if isinstance(systems, Store) else [systems[int(number)] for number in chosen]
+def nested_order(systems: Sequence[System], seed: int) -> np.ndarray:
+    """A random order, ``(systems,)``, whose first frames hold every element, charge, multiplicity and level of theory at least
+    once: of nested subsets the smallest lets a model know all that the largest does.
+    """
+    order = generator(seed, "nested_order").permutation(len(systems))
+    places = np.argsort(order)
+    first: dict[object, int] = {}
+    for number, system in enumerate(systems):
+        kinds = [*np.unique(system.numbers).tolist(), ("charge", system.charge), ("spin", system.spin), system.level]
+        for kind in kinds:
+            if kind not in first or places[number] < places[first[kind]]:
+                first[kind] = number
+    ahead = sorted(set(first.values()), key=lambda number: int(places[number]))
+    return np.concatenate([np.array(ahead, dtype=np.int64), order[~np.isin(order, ahead)]])
 
-    return Split(members(TRAIN), members(VALIDATION), members(TEST), members(DROPPED))
+
+def chosen(systems: Sequence[System], numbers: np.ndarray) -> Sequence[System]:
+    """Some of ``systems`` by their numbers, in that order: a list, or of a store a selection."""
+    if isinstance(systems, Store):
+        return Selection(systems, numbers)
+    if isinstance(systems, Selection):
+        return Selection(systems.store, systems.indices[numbers])
+    return [systems[int(number)] for number in numbers]
+
+
+def _split(systems: Sequence[System], part_of: np.ndarray) -> Split:
+    return Split(*(chosen(systems, np.flatnonzero(part_of == part)) for part in (TRAIN, VALIDATION, TEST, DROPPED)))
 
 
 def _trajectories(systems: Sequence[System]) -> list[list[int]]:

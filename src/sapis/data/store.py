@@ -33,7 +33,7 @@ FRAMES_PER_SHARD = 2**20
 UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3, tension positive", "charge": "e"}
 _NUMBER = struct.Struct(">Q")
 _HASH_BYTES = 16
-_INDEXED_TOGETHER = 262_144  # frames in one transaction
+_INDEXED_TOGETHER = 524_288  # frames in one transaction
 _INDEXED = b"n"
 
 

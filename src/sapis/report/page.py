@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from sapis.core.files import write_text
@@ -39,23 +40,36 @@ def write_report(path: Path, story: Report) -> None:
 def render(story: Report) -> Html:
     """The ``<html>`` element of the page."""
     scripts = [asset("3Dmol-min.js"), asset("viewer.js")] if story.structures else []
-    body = [tag("section", tag("h2", title), section(story), id=name) for name, title, section in SECTIONS]
+    sections = [(name, title, section(story)) for name, title, section in SECTIONS]
+    return document(story.title, "Model report", sections, top=overview.headline(story), scripts=scripts)
+
+
+def document(title: str, kicker: str, sections: Sequence[tuple[str, str, Html]], *, top: Html | None = None,
+             scripts: Sequence[Html] = ()) -> Html:
+    """A page: the ``<html>`` element.
+
+    Args:
+        sections: identifier, title and content of each.
+        top: before the first of them.
+        scripts: the only ones that may run.
+    """
+    body = [tag("section", tag("h2", name), content, id=identifier) for identifier, name, content in sections]
     head = tag(
         "head", tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", story.title), tag("style", asset("report.css")),
+        tag("title", title), tag("style", asset("report.css")),
     )
-    links = (tag("a", title, href=f"#{name}") for name, title, _ in SECTIONS)
+    links = (tag("a", name, href=f"#{identifier}") for identifier, name, _ in sections)
     contents = tag("nav", *links, aria_label="Contents")
-    header = tag("header", tag("p", "Model report", class_="kicker"), tag("h1", story.title), id="top")
+    header = tag("header", tag("p", kicker, class_="kicker"), tag("h1", title), id="top")
     footer = tag("footer", f"Written by Sapis {__version__} from records alone.")
-    main = tag("main", header, overview.headline(story), *body, footer)
+    main = tag("main", header, top, *body, footer)
     running = (tag("script", text) for text in scripts)
     return tag("html", head, tag("body", contents, main, *running), lang="en")
 
 
-def _policy(scripts: list[Html]) -> str:
+def _policy(scripts: Sequence[Html]) -> str:
     """A policy that allows these inline scripts, styles and pictures, and no load of any kind."""
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

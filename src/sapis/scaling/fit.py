@@ -80,13 +80,15 @@ class Fit:
             found[name] = float(values[0]), float(low), float(high)
         return found
 
+    def curves(self, points: Points) -> np.ndarray:
+        """The loss by the fitted law and by each of the bootstrap's, ``(1 + samples, points)``."""
+        return np.stack([_loss(self.form, values, self.centers, points) for values in (self.values, *self.samples)])
+
     def predict(self, points: Points) -> np.ndarray:
         """The loss, and the 90 % interval of a new training's, ``(3, points)``."""
-        best = _loss(self.form, self.values, self.centers, points)
-        rng = generator(0, "predict")
-        samples = np.stack([_loss(self.form, sample, self.centers, points) for sample in self.samples])
-        samples = samples * np.exp(self.noise * rng.standard_normal(samples.shape))
-        return np.stack([best, *np.quantile(samples, INTERVAL, axis=0)])
+        best, *samples = self.curves(points)
+        scatter = np.exp(self.noise * generator(0, "predict").standard_normal((len(samples), len(points))))
+        return np.stack([best, *np.quantile(np.array(samples) * scatter, INTERVAL, axis=0)])
 
     @property
     def is_in_conflict(self) -> bool:

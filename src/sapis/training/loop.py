@@ -106,19 +106,20 @@ class Training:
         self.flops_of_batch = counted_flops(potential.transformer)
         self.board: Any = None
 
-    def run(self, *, until: float = 1.0) -> Progress:
+    def run(self, *, until: float = 1.0, is_quiet: bool = False) -> Progress:
         """Train to the end of the budget, from the last checkpoint if there is one; the potential gets the best weights
         that a validation has seen.
 
         Args:
             until: fraction of the budget at which to stop before its end; a later `run` goes on from there.
+            is_quiet: show no progress.
         """
         self._resume()
         if not self.progress.is_finished:
             self._warm_up()
         self.board = _tensorboard(self.folder / "tensorboard")
         clock, saved = time.process_time(), time.monotonic()
-        bar = progress_bar()
+        bar = progress_bar(is_hidden=is_quiet)
         with bar:
             total = self.total_steps()
             task = bar.add_task("train", total=total or 1000, completed=self._done(total), note="")

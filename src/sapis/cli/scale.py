@@ -1,0 +1,121 @@
+"""`sapis scale`: studies of scaling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sapis.scaling.fit import Floor
+
+scale_app = typer.Typer(no_args_is_help=True, help="Scaling laws on your own data: plan, run, fit, foretell.")
+
+Folder = Annotated[Path, typer.Argument(help="Of the study.")]
+FloorMean = Annotated[float | None, typer.Option("--floor", help="Force error that no model can go below, meV/Å, as measured: "
+                                                                 "noise of the labels, for example.")]
+FloorStd = Annotated[float | None, typer.Option("--floor-std", help="Its standard deviation; default a tenth of it.")]
+
+
+@scale_app.command()
+def plan(
+    data: Annotated[Path, typer.Argument(help="Labelled frames: a store, or any format.")],
+    folder: Annotated[Path, typer.Argument(help="Of the study; made.")],
+    cpu_seconds: Annotated[float | None, typer.Option(help="Budget of all trainings together.")] = None,
+    flops: Annotated[float | None, typer.Option(help="The same as arithmetic, in place of CPU seconds.")] = None,
+    isolated: Annotated[Path | None, typer.Option(help="File of isolated atoms; a store has them itself.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with all settings: widths, levels, fractions, model, …")] = None,
+) -> None:
+    """A grid of trainings over compute, weights and frames that the budget pays for, with what each will cost."""
+    from collections import Counter
+
+    from sapis.core.config import load_yaml, parse_config
+    from sapis.pipeline.scale import plan_study
+    from sapis.scaling.plan import StudyConfig
+
+    values = load_yaml(config) if config else {}
+    given = {name: value for name, value in (("cpu_seconds", cpu_seconds), ("flops", flops)) if value is not None}
+    where = str(config or "sapis scale plan")
+    study = plan_study(data, folder, parse_config(StudyConfig, {**values, **given}, where=where), isolated=isolated)
+    for size in study.sizes:
+        typer.echo(f"{size.width} channels: {size.n_parameters:,} weights, {size.flops / 1e6:,.0f} MFLOP and "
+                   f"{1e3 * size.cpu_seconds:.1f} CPU-ms a frame")
+    for level, n in sorted(Counter(trial.flops for trial in study.trials).items()):
+        typer.echo(f"{level:.2e} FLOPs: {n} trainings")
+    typer.echo(f"{len(study.trials)} trainings, {sum(trial.flops for trial in study.trials) / 1e12:.2f} TFLOP, "
+               f"{sum(trial.cpu_seconds for trial in study.trials):,.0f} CPU-s")
+
+
+@scale_app.command()
+def run(
+    folder: Folder,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    cluster: Annotated[Path | None, typer.Option(help="YAML of a cluster: what `sapis label` takes under `cluster`.")] = None,
+) -> None:
+    """Run the trainings of a study. The same command goes on where it was stopped."""
+    from sapis.core.config import load_yaml, parse_config
+    from sapis.executors.cluster import ClusterConfig, ClusterExecutor
+    from sapis.executors.executor import Executor, LocalExecutor
+    from sapis.pipeline.scale import run_study
+
+    executor: Executor = LocalExecutor(workers)
+    if cluster:
+        executor = ClusterExecutor(parse_config(ClusterConfig, load_yaml(cluster), where=str(cluster)))
+    records, failures = run_study(folder.resolve(), executor)
+    typer.echo(f"{len(records)} trainings done, {len(failures)} failed")
+    for name, failure in failures.items():
+        typer.echo(f"{name}: {failure.kind}: {failure.reason}")
+    if failures:
+        raise typer.Exit(1)
+
+
+@scale_app.command()
+def fit(folder: Folder, floor: FloorMean = None, floor_std: FloorStd = None) -> None:
+    """Fit scaling laws to the trainings that are finished: exponents, intervals, the best use of a budget, figures."""
+    from sapis.pipeline.scale import LAWS, REPORT, fit_study
+
+    laws, found = fit_study(folder, floor=_floor(floor, floor_std))
+    for law in (laws.joint[0], *laws.compute[:1]):
+        typer.echo(f"{law.form.name} ({len(law.points)} trainings, noise {100 * law.noise:.1f} %):")
+        for name, (value, low, high) in law.intervals.items():
+            typer.echo(f"  {name} {value:.3g} ({low:.3g} to {high:.3g})")
+        if law.is_in_conflict:
+            typer.echo(f"  the measured floor and the data disagree by {law.disagreement:.1f} standard deviations")
+    for name, row in found["extrapolation"].items():
+        typer.echo(f"{name}: foretold {row['foretold']:.3g}, measured {row['measured']:.3g} "
+                   f"({100 * row['relative_error']:+.1f} %)")
+    for row in found["held_out"]:
+        typer.echo(f"held out, {row['flops']:.2e} FLOPs: foretold {row['foretold']:.3g} ({row['low']:.3g} to {row['high']:.3g}), "
+                   f"measured {row['measured']:.3g} ({100 * row['relative_error']:+.1f} %)")
+    typer.echo(f"{folder / LAWS}, {folder / REPORT}")
+
+
+@scale_app.command()
+def foretell(
+    folder: Folder,
+    factor: Annotated[float, typer.Option(help="Times the largest compute of the study.")] = 4.0,
+    floor: FloorMean = None, floor_std: FloorStd = None,
+) -> None:
+    """Foretell the error of a larger training, before it is run, and add it to the study: `run` makes it, `fit` compares."""
+    from sapis.pipeline.scale import PREDICTIONS
+    from sapis.pipeline.scale import foretell as foretell_trial
+
+    trial, entry = foretell_trial(folder, factor=factor, floor=_floor(floor, floor_std))
+    typer.echo(f"{trial.flops:.2e} FLOPs, {trial.width} channels, {trial.n_frames:,} frames, about {trial.cpu_seconds:,.0f} "
+               f"CPU-s: {entry['foretold']:.3g} meV/Å ({entry['low']:.3g} to {entry['high']:.3g})")
+    typer.echo(f"noted in {folder / PREDICTIONS}; `sapis scale run {folder}` makes it")
+
+
+def _floor(mean: float | None, std: float | None) -> Floor | None:
+    from sapis.core.errors import ConfigError
+    from sapis.scaling.fit import Floor
+
+    if mean is None:
+        if std is not None:
+            raise ConfigError(expected="--floor with --floor-std", received="no floor", where="--floor-std", todo="give both")
+        return None
+    if mean < 0 or (std is not None and std <= 0):
+        raise ConfigError(expected="a floor of 0 or more, with a deviation above 0", received=f"{mean:g}, {std}", where="--floor",
+                          todo="mend the numbers; for no floor at all leave both out")
+    return Floor(mean, std or max(0.1 * mean, 1e-3))

@@ -1,0 +1,384 @@
+"""`sapis scale`: a study of scaling in a folder: its plan, its trainings, its laws.
+
+| file | what |
+|---|---|
+| ``plan.json`` | settings, data and their hash, sizes and what they cost, trainings |
+| ``trials/NAME/record.json`` | errors and cost of one training; its checkpoint while it runs |
+| ``laws.json``, ``laws.html`` | what was fitted to them |
+| ``predictions.json`` | what was foretold of trainings before they were run |
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sapis.core.config import parse_config
+from sapis.core.errors import ConfigError, DataError, FileError
+from sapis.core.files import hash_json, read_json, write_json
+from sapis.core.memory import keep_freed_memory
+from sapis.core.progress import progress_bar
+from sapis.core.records import Record, Stopwatch, provenance, read_record, valid_record, write_record
+from sapis.core.seeds import derive_seed
+from sapis.core.version import __version__
+from sapis.data.formats import read_systems
+from sapis.data.lint import lint, raise_on_errors
+from sapis.data.lint.sample import sample_of
+from sapis.data.reference import isolated_by_level
+from sapis.data.splits import chosen, group_split, nested_order, random_split
+from sapis.data.store import Store, is_store
+from sapis.data.system import System, hash_systems
+from sapis.evaluate.errors import evaluate
+from sapis.executors.executor import Executor
+from sapis.executors.outcome import Failure, Limits
+from sapis.model.config import CHANNELS_PER_HEAD
+from sapis.model.potential import TransformerPotential
+from sapis.report.scaling import write_scaling_report
+from sapis.scaling.fit import Floor
+from sapis.scaling.forms import Points
+from sapis.scaling.frontier import allocate
+from sapis.scaling.laws import Laws, fit_laws
+from sapis.scaling.plan import MIN_FRAMES, Size, StudyConfig, Trial, plan, trial_at
+from sapis.training.config import TrainingConfig
+from sapis.training.fit import new_potential
+from sapis.training.loop import Training
+
+PLAN, TRIALS, RECORD, WORK = "plan.json", "trials", "record.json", "training"
+LAWS, REPORT, PREDICTIONS = "laws.json", "laws.html", "predictions.json"
+MAX_WIDTH = 512  # of what is foretold
+N_TO_TIME = 128  # frames whose training says what a frame costs
+N_TRAINING_ERRORS = 200  # training frames whose error is measured: the gap to the test error
+EMBEDDINGS = ("transformer.embedding", "transformer.conditions.")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A planned study.
+
+    Attributes:
+        data: where the frames are.
+        data_hash: of them, when the study was planned.
+        isolated: file of isolated atoms, if there is one.
+        config: what was asked for.
+        sizes: of the model.
+        trials: all trainings.
+        n_available: frames that can train.
+    """
+
+    data: Path
+    data_hash: str
+    isolated: Path | None
+    config: StudyConfig
+    sizes: list[Size]
+    trials: list[Trial]
+    n_available: int
+
+    def size_of(self, trial: Trial) -> Size:
+        """The size of the model of ``trial``."""
+        return next(size for size in self.sizes if size.width == trial.width)
+
+
+def plan_study(data: Path, folder: Path, config: StudyConfig, *, isolated: Path | None = None) -> Study:
+    """Plan a study of ``data`` and write it to ``folder``; a plan of the same that is there is kept.
+
+    Args:
+        isolated: file of isolated atoms; a store has them itself.
+
+    Raises:
+        DataError: too few frames, or frames with errors.
+        ConfigError: a budget that is too small.
+        FileError: ``folder`` holds another study.
+    """
+    keep_freed_memory()
+    parts = _Parts(data.resolve(), config, isolated)
+    wanted = {"data_hash": parts.data_hash, "config": config.model_dump(mode="json")}
+    if (folder / PLAN).exists():
+        known = read_json(folder / PLAN)
+        if {key: known[key] for key in wanted} != wanted:
+            raise FileError(expected="a new folder, or one of a study of these settings and data",
+                            received="one of another study", where=str(folder / PLAN), todo="choose another folder")
+        return read_study(folder)
+    raise_on_errors(lint(sample_of(parts.train), needs=["energy", "forces"]))
+    with progress_bar() as bar:
+        task = bar.add_task("sizes", total=len(config.widths), note="")
+        sizes = []
+        for width in sorted(set(config.widths)):
+            sizes.append(_measured(parts, config, width, folder))
+            bar.update(task, advance=1, note=f"{width} channels: {sizes[-1].n_parameters:,} weights")
+    trials = plan(config, sizes, len(parts.train))
+    study = Study(parts.path, parts.data_hash, isolated and isolated.resolve(), config, sizes, trials, len(parts.train))
+    write_study(folder, study)
+    return study
+
+
+def write_study(folder: Path, study: Study) -> None:
+    """Write the plan of ``study``."""
+    write_json(folder / PLAN, {
+        "version": __version__, "data": str(study.data), "data_hash": study.data_hash,
+        "isolated": study.isolated and str(study.isolated), "config": study.config.model_dump(mode="json"),
+        "n_available": study.n_available, "sizes": [asdict(size) for size in study.sizes],
+        "trials": [asdict(trial) for trial in study.trials],
+    })
+
+
+def read_study(folder: Path) -> Study:
+    """The study in ``folder``.
+
+    Raises:
+        FileError: there is none.
+    """
+    path = folder / PLAN
+    if not path.exists():
+        raise FileError(expected="a folder with a planned study", received=f"no {PLAN}", where=str(folder),
+                        todo="plan one: `sapis scale plan DATA FOLDER --cpu-seconds N`")
+    known = read_json(path)
+    return Study(Path(known["data"]), known["data_hash"], Path(known["isolated"]) if known["isolated"] else None,
+                 parse_config(StudyConfig, known["config"], where=str(path)), [Size(**each) for each in known["sizes"]],
+                 [Trial(**each) for each in known["trials"]], known["n_available"])
+
+
+def run_study(folder: Path, executor: Executor) -> tuple[dict[str, Record], dict[str, Failure]]:
+    """Run what is left of the study in ``folder``; the same call goes on where it was stopped.
+
+    Returns:
+        The records of finished trainings and the failures of others, by name.
+
+    Raises:
+        FileError: no study, or its data have changed.
+    """
+    study = read_study(folder)
+    records = finished(folder, study)
+    left = [trial for trial in study.trials if trial.name not in records]
+    failures: dict[str, Failure] = {}
+    with progress_bar() as bar:
+        total = sum(trial.cpu_seconds for trial in study.trials)
+        done = sum(trial.cpu_seconds for trial in study.trials if trial.name in records)
+        task = bar.add_task("CPU-s", total=round(total), completed=round(done), note=_note(records, study, failures))
+        for number, outcome in executor.outcomes(partial(_trainer, folder), left, limits=Limits()):
+            trial = left[number]
+            if isinstance(outcome, Failure):
+                failures[trial.name] = outcome
+            else:
+                records[trial.name] = read_record(_record_path(folder, trial))
+            done += trial.cpu_seconds
+            bar.update(task, completed=round(done), note=_note(records, study, failures))
+    return records, failures
+
+
+def finished(folder: Path, study: Study) -> dict[str, Record]:
+    """The records of the trainings that are done, by name."""
+    found = {trial.name: valid_record(_record_path(folder, trial), _input_hash(study, trial)) for trial in study.trials}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def _note(records: dict[str, Record], study: Study, failures: dict[str, Failure]) -> str:
+    spent = sum(record.cost["cpu_seconds"] for record in records.values())
+    flops = sum(record.cost["flops"] for record in records.values())
+    failed = f", {len(failures)} failed" if failures else ""
+    return f"{len(records)} of {len(study.trials)} trainings{failed}, {spent:,.0f} CPU-s, {flops / 1e12:.2f} TFLOP"
+
+
+def _record_path(folder: Path, trial: Trial) -> Path:
+    return folder / TRIALS / trial.name / RECORD
+
+
+def _input_hash(study: Study, trial: Trial) -> str:
+    known = {key: value for key, value in asdict(trial).items() if key not in ("cpu_seconds", "epochs", "is_held_out")}
+    return hash_json({"version": __version__, "data": study.data_hash, "trial": known,
+                      "config": study.config.model_dump(mode="json", exclude={"flops", "cpu_seconds", "levels", "widths"})})
+
+
+class _Parts:
+    """The frames of a study in their parts."""
+
+    def __init__(self, path: Path, config: StudyConfig, isolated: Path | None) -> None:
+        self.path, self.config = path, config
+        systems: Sequence[System] = Store(path) if is_store(path) else read_systems(path, require=("energy", "forces"))
+        n_held = config.n_validation + config.n_test
+        if len(systems) <= n_held:
+            raise DataError(
+                expected=f"more than {n_held} frames, of which {config.n_validation} validate and {config.n_test} test",
+                received=str(len(systems)), where=str(path), todo="give more frames, or hold out fewer")
+        self.data_hash = hash_systems(systems)
+        if config.group_by:
+            split = group_split(systems, config.group_by, config.n_validation, config.n_test, config.seed)
+        else:
+            split = random_split(systems, len(systems) - n_held, config.n_validation, config.seed)
+        self.train, self.validation, self.test = split.train, split.validation, split.test
+        if isolated is not None:
+            self.isolated: Any = isolated_by_level(read_systems(isolated))
+        else:
+            known = systems.isolated if isinstance(systems, Store) else {}
+            self.isolated = {level: energies for level, energies in known.items() if energies}
+        self._orders: dict[int, np.ndarray] = {}
+
+    def frames(self, n: int, seed: int) -> Sequence[System]:
+        """The first ``n`` of an order of their own for each seed: smaller sets are parts of larger ones."""
+        if seed not in self._orders:
+            self._orders[seed] = nested_order(self.train, derive_seed(self.config.seed, "frames", seed))
+        return chosen(self.train, self._orders[seed][:n])
+
+
+def _measured(parts: _Parts, config: StudyConfig, width: int, folder: Path) -> Size:
+    """A short training, which says what a frame costs."""
+    frames = parts.frames(min(N_TO_TIME, len(parts.train)), 0)
+    settings = config.training.model_copy(update={"epochs": 1, "workers": 0})
+    potential = _potential(parts, config, frames, width, settings, 0)
+    work = folder / TRIALS / f"w{width:03d}"
+    try:
+        spent = Training(potential, frames, [], settings, work).run(is_quiet=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Size(width, n_parameters(potential), spent.flops / len(frames), spent.cpu_seconds / len(frames))
+
+
+def n_parameters(potential: TransformerPotential) -> int:
+    """Weights without the embedding of elements and conditions."""
+    return sum(weight.numel() for name, weight in potential.named_parameters() if not name.startswith(EMBEDDINGS))
+
+
+def _potential(parts: _Parts, config: StudyConfig, frames: Sequence[System], width: int, settings: TrainingConfig,
+               seed: int) -> TransformerPotential:
+    potential, _ = new_potential(frames, parts.isolated, config.model_of(width), precision=settings.precision, seed=seed)
+    return potential
+
+
+def _trainer(folder: Path) -> Callable[[Trial], str]:
+    """What a worker does with each trial; made once in each."""
+    keep_freed_memory()
+    study = read_study(folder)
+    parts = _Parts(study.data, study.config, study.isolated)
+    if parts.data_hash != study.data_hash:
+        raise FileError(expected="the data that the study was planned for", received="other content", where=str(study.data),
+                        todo="bring them back, or plan a new study")
+    return partial(_run, folder, study, parts)
+
+
+def _run(folder: Path, study: Study, parts: _Parts, trial: Trial) -> str:
+    """Train, test, write the record; the checkpoint goes with it."""
+    config, work = study.config, folder / TRIALS / trial.name / WORK
+    settings = config.training.model_copy(update={"flops": trial.flops, "seed": trial.seed})
+    torch.set_num_threads(settings.threads)
+    made_by, watch = provenance(), Stopwatch()
+    frames = parts.frames(trial.n_frames, trial.seed)
+    potential = _potential(parts, config, frames, trial.width, settings, trial.seed)
+    training = Training(potential, frames, parts.validation, settings, work)
+    spent = training.run()
+    seen = frames[:N_TRAINING_ERRORS]
+    errors = {name: _without_points(evaluate(potential, part))
+              for name, part in (("train", seen), ("validation", parts.validation), ("test", parts.test))}
+    result = {
+        "trial": asdict(trial), "n_parameters": n_parameters(potential), "n_frames": trial.n_frames, "n_steps": spent.step,
+        "epochs": spent.step / training.n_batches, "errors": errors, "history": spent.history,
+        "gap": errors["test"]["force_rmse_meV_A"] / errors["train"]["force_rmse_meV_A"],
+    }
+    cost = {**watch.cost(), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops}
+    write_record(_record_path(folder, trial), Record(trial.name, _input_hash(study, trial), result, cost, made_by))
+    shutil.rmtree(work)
+    return trial.name
+
+
+def _without_points(errors: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in errors.items() if name not in ("parity", "by_element", "by_temperature")}
+
+
+def points_of(study: Study, records: dict[str, Record]) -> tuple[Points, np.ndarray]:
+    """The finished trainings that laws are fitted to, and the level of compute of each, ``(points,)``."""
+    trials = [trial for trial in study.trials if trial.name in records and not trial.is_held_out]
+    found = [records[trial.name] for trial in trials]
+    columns = [[record.cost["flops"] for record in found], [record.result["n_parameters"] for record in found],
+               [record.result["n_frames"] for record in found], [record.result["epochs"] for record in found],
+               [_loss(record) for record in found]]
+    return Points(*(np.array(column, dtype=float) for column in columns)), np.array([trial.flops for trial in trials])
+
+
+def _loss(record: Record) -> float:
+    return float(record.result["errors"]["test"]["force_rmse_meV_A"])
+
+
+def fit_study(folder: Path, *, floor: Floor | None = None) -> tuple[Laws, dict[str, Any]]:
+    """Fit the laws of the trainings that are finished in ``folder``, and write them as JSON and as a page.
+
+    Raises:
+        FileError: no study.
+        DataError: too few finished trainings.
+    """
+    study = read_study(folder)
+    records = finished(folder, study)
+    points, levels = points_of(study, records)
+    laws = fit_laws(points, levels, study.sizes, floor=floor, n_available=study.n_available)
+    trials = [{
+        "name": trial.name, "level": trial.flops, "flops": record.cost["flops"], "cpu_seconds": record.cost["cpu_seconds"],
+        "n_parameters": record.result["n_parameters"], "n_frames": trial.n_frames, "epochs": record.result["epochs"],
+        "seed": trial.seed, "loss": _loss(record),
+        "train_loss": record.result["errors"]["train"]["force_rmse_meV_A"],
+    } for trial in study.trials if not trial.is_held_out and (record := records.get(trial.name))]
+    held_out = [{
+        "flops": entry["trial"]["flops"], "n_parameters": record.result["n_parameters"], "n_frames": record.result["n_frames"],
+        "foretold": entry["foretold"], "low": entry["low"], "high": entry["high"], "measured": _loss(record),
+        "relative_error": entry["foretold"] / _loss(record) - 1,
+    } for entry in _predictions(folder) if (record := records.get(Trial(**entry["trial"]).name))]
+    found = {**laws.to_record(), "trials": trials, "held_out": held_out, "data_hash": study.data_hash,
+             "floor": floor and {"mean": floor.mean, "std": floor.std}}
+    write_json(folder / LAWS, found)
+    write_scaling_report(folder / REPORT, f"Scaling on {study.data.name}", found)
+    return laws, found
+
+
+def foretell(folder: Path, *, factor: float = 4.0, floor: Floor | None = None, seed: int = 0) -> tuple[Trial, dict[str, Any]]:
+    """Foretell the error of a training with ``factor`` times the largest compute of the study, at the size that the law says is
+    best, note it in ``predictions.json``, and add the training to the plan, held out: `run_study` makes it, `fit_study`
+    compares.
+
+    Raises:
+        FileError: no study.
+        DataError: too few finished trainings.
+        ConfigError: ``factor`` not above 1.
+    """
+    if factor <= 1:
+        raise ConfigError(expected="a factor above 1", received=f"{factor:g}", where="--factor", todo="give 4, for example")
+    study = read_study(folder)
+    known = _predictions(folder)
+    flops = float(f"{factor * max(trial.flops for trial in study.trials if not trial.is_held_out):.3g}")
+    for entry in known:  # what was foretold stays
+        if entry["trial"]["flops"] == flops and entry["trial"]["seed"] == seed:
+            return Trial(**entry["trial"]), entry
+    points, levels = points_of(study, finished(folder, study))
+    laws = fit_laws(points, levels, study.sizes, floor=floor, n_available=study.n_available)
+    best = allocate(laws.joint[0], study.sizes, np.array([flops]), n_available=study.n_available)
+    size = _size_near(folder, study, float(best.n_parameters[0, 0]))
+    seen = flops / size.flops
+    trial = trial_at(study.config, size, flops=flops, n_frames=round(min(seen, study.n_available)), seed=seed, is_held_out=True)
+    foretold, low, high = (float(value) for value in laws.joint[0].predict(Points(*(np.array([value], dtype=float) for value in (
+        flops, size.n_parameters, trial.n_frames, max(trial.epochs, 1.0), 1.0))))[:, 0])
+    entry = {"trial": asdict(trial), "foretold": foretold, "low": low, "high": high, "law": laws.joint[0].to_record(),
+             "n_trainings": len(points)}
+    sizes = study.sizes if size in study.sizes else [*study.sizes, size]
+    write_study(folder, replace(study, trials=[*study.trials, trial], sizes=sizes))
+    write_json(folder / PREDICTIONS, [*known, entry])
+    return trial, entry
+
+
+def _predictions(folder: Path) -> list[dict[str, Any]]:
+    return read_json(folder / PREDICTIONS) if (folder / PREDICTIONS).exists() else []
+
+
+def _size_near(folder: Path, study: Study, wanted: float) -> Size:
+    """The width whose number of weights is nearest to ``wanted``; what it costs is measured."""
+    parts = _Parts(study.data, study.config, study.isolated)
+    numbers = {}
+    for width in range(CHANNELS_PER_HEAD, MAX_WIDTH + 1, CHANNELS_PER_HEAD):
+        potential = _potential(parts, study.config, parts.frames(MIN_FRAMES, 0), width, study.config.training, 0)
+        numbers[width] = abs(np.log(n_parameters(potential) / wanted))
+        if n_parameters(potential) > wanted:
+            break
+    width = min(numbers, key=lambda each: numbers[each])
+    known = [size for size in study.sizes if size.width == width]
+    return known[0] if known else _measured(parts, study.config, width, folder)

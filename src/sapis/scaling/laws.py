@@ -1,0 +1,93 @@
+"""The laws of a study: several forms fitted to its trainings, compared, and tested on what was not fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sapis.core.errors import DataError
+from sapis.scaling.fit import Fit, Floor, fit, left_out
+from sapis.scaling.forms import FLOOR, JOINT, POWER, REPEATED, STEPS, Form, Points
+from sapis.scaling.frontier import Allocation, allocate, best
+from sapis.scaling.plan import Size
+
+OF_COMPUTE, OF_WEIGHTS_AND_FRAMES = (POWER, FLOOR), (JOINT, REPEATED, STEPS)
+FACTOR = 4.0  # of compute between what is foretold and what it is foretold from
+BEYOND = 30.0  # of the largest budget up to which the best use of a budget is worked out
+N_BUDGETS = 25
+
+
+@dataclass(frozen=True, eq=False)
+class Laws:
+    """What was fitted.
+
+    Attributes:
+        points: trainings that were fitted.
+        levels: of compute, of each of these, ``(points,)``.
+        compute: laws of compute, of the best training at each level; the one that the data ask for comes first.
+        joint: laws of weights and frames; the same.
+        allocation: best use of budgets by the first of these.
+        extrapolation: of the first of these, see `sapis.scaling.fit.left_out`, from all smaller trainings and from those with a
+            quarter of the compute at most.
+    """
+
+    points: Points
+    levels: np.ndarray
+    compute: list[Fit]
+    joint: list[Fit]
+    allocation: Allocation
+    extrapolation: dict[str, dict[str, float]]
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON values."""
+        use = self.allocation
+        return {
+            "compute": [each.to_record() for each in self.compute], "joint": [each.to_record() for each in self.joint],
+            "extrapolation": self.extrapolation,
+            "allocation": [{"flops": budget, **{name: dict(zip(("value", "low", "high"), getattr(use, name)[:, i].tolist(),
+                                                               strict=True))
+                                                for name in ("n_parameters", "n_frames", "loss")}}
+                           for i, budget in enumerate(use.flops.tolist())],
+        }
+
+
+def fit_laws(points: Points, levels: np.ndarray, sizes: Sequence[Size], *, floor: Floor | None = None,
+             n_available: int | None = None, seed: int = 0) -> Laws:
+    """Fit all forms that the trainings suffice for; of each kind the one with the least BIC comes first.
+
+    Args:
+        levels: of compute of each training, ``(points,)``.
+        sizes: of the model.
+        floor: that was measured.
+        n_available: frames that there are.
+
+    Raises:
+        DataError: too few trainings for any law.
+    """
+    compute = _fitted(points[best(points, levels)], OF_COMPUTE, floor, seed)
+    joint = _fitted(points, OF_WEIGHTS_AND_FRAMES, floor, seed)
+    if not joint:
+        raise DataError(expected=f"more than {len(JOINT.parameters)} finished trainings of several sizes and numbers of frames",
+                        received=str(len(points)), where="scaling laws", todo="let more of the study finish")
+    extrapolation = {}
+    for name, factor in (("largest", 1.0), ("largest, from a quarter of its compute", FACTOR)):
+        try:
+            extrapolation[name] = left_out(points, joint[0].form, factor=factor, floor=floor, seed=seed)
+        except DataError:
+            continue
+    budgets = np.geomspace(levels.min(), levels.max() * BEYOND, N_BUDGETS)
+    return Laws(points, levels, compute, joint, allocate(joint[0], sizes, budgets, n_available=n_available), extrapolation)
+
+
+def _fitted(points: Points, forms: Sequence[Form], floor: Floor | None, seed: int) -> list[Fit]:
+    usable = [form for form in forms if len(points) > len(form.parameters) and _is_varied(points, form)]
+    return sorted((fit(points, form, floor=floor, seed=seed) for form in usable), key=lambda each: each.bic)
+
+
+def _is_varied(points: Points, form: Form) -> bool:
+    """Whether each term changes in a way of its own: otherwise no fit can tell them apart."""
+    terms = np.log(form.inputs(points, [0.5 * (low + high) for _, low, high in form.extras]))
+    return bool(np.linalg.matrix_rank(terms - terms.mean(axis=1, keepdims=True), tol=1e-6) == len(terms))

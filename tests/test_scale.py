@@ -1,0 +1,173 @@
+"""Studies of scaling: a plan within its budget, trainings that go on after a kill, laws and pages made of records."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.scaling_laws import TRUTH, study
+
+from command import sapis
+from sapis.core.errors import ConfigError, DataError, FileError
+from sapis.core.files import read_json
+from sapis.data.formats import read_systems
+from sapis.data.formats.xyz import write_systems
+from sapis.data.splits import chosen, nested_order
+from sapis.executors.executor import LocalExecutor
+from sapis.pipeline.scale import PLAN, fit_study, foretell, plan_study, read_study, run_study
+from sapis.scaling.fit import fit
+from sapis.scaling.forms import JOINT
+from sapis.scaling.frontier import allocate, best, flops_per_frame
+from sapis.scaling.laws import fit_laws
+from sapis.scaling.plan import MIN_STEPS, Size, StudyConfig, plan
+
+SIZES = [Size(width, 100 * width**2, 2e4 * width**2, 2e-9 * 2e4 * width**2 + 1e-3) for width in (8, 16, 32, 64)]
+SAMPLE = Path(__file__).parents[1] / "docs" / "data" / "organic-gfn2-v1" / "sample.extxyz.gz"
+
+
+@pytest.mark.parametrize("budget", [{"flops": 3e12}, {"cpu_seconds": 9000.0}])
+@pytest.mark.parametrize("n_available", [400, 10**6])
+def test_a_plan_spends_its_budget_and_no_more(budget: dict[str, float], n_available: int) -> None:
+    config = StudyConfig(**budget)
+    trials = plan(config, SIZES, n_available)
+    price = sum(trial.flops if config.flops else trial.cpu_seconds for trial in trials)
+    assert 0.9 * next(iter(budget.values())) < price <= next(iter(budget.values()))
+    levels = sorted({trial.flops for trial in trials})
+    assert len(levels) == 4 and np.allclose(np.diff(np.log(levels)), np.log(3.0), atol=0.01)
+    assert {trial.width for trial in trials} == {8, 16, 32, 64} and len({trial.name for trial in trials}) == len(trials)
+    for trial in trials:
+        size = next(size for size in SIZES if size.width == trial.width)
+        seen = trial.flops / size.flops
+        assert seen >= MIN_STEPS * config.training.batch_size and trial.epochs <= config.max_epochs
+        assert trial.n_frames <= min(seen + 1, n_available) and trial.epochs == pytest.approx(seen / trial.n_frames)
+
+
+def test_a_budget_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ConfigError, match="raise flops or cpu_seconds"):
+        plan(StudyConfig(flops=1e10), SIZES, 1000)
+    for wrong in ({}, {"flops": 1.0, "cpu_seconds": 1.0}, {"flops": 1.0, "fractions": (0.0,)},
+                  {"flops": 1.0, "training": {"epochs": 3}}):
+        with pytest.raises(ValueError):
+            StudyConfig(**wrong)
+
+
+def test_smaller_sets_are_parts_of_larger_ones_and_know_all_that_these_know() -> None:
+    systems = read_systems(SAMPLE)
+    order = nested_order(systems, 3)
+    assert sorted(order) == list(range(len(systems))) and list(nested_order(systems, 3)) == list(order)
+    few = chosen(systems, order[:20])
+    for kind in (lambda s: set(s.numbers.tolist()), lambda s: {s.charge}, lambda s: {s.spin}):
+        assert set().union(*map(kind, few)) == set().union(*map(kind, systems))
+
+
+def test_the_best_use_of_a_budget_is_that_of_the_planted_law() -> None:
+    law = fit(study(0, noise=0.0), JOINT, n_samples=5)
+    sizes = [Size(width, int(n), 120.0 * n, 1.0) for width, n in ((8, 1e4), (16, 1e5), (24, 1e6))]
+    found = allocate(law, sizes, np.array([1e12, 1e13]))
+    a, b = TRUTH["exponent_n_parameters"], TRUTH["exponent_n_frames"]
+    # At the best number of weights a small exchange of weights for frames changes nothing: a A N^-a = b B D^-b.
+    weights = a * 120.0 * (found.n_parameters[0] / 1e4) ** -a
+    frames = b * 180.0 * (found.n_frames[0] / 1e2) ** -b
+    assert weights == pytest.approx(frames, rel=0.03)
+    assert found.n_parameters[0] * found.n_frames[0] * 120.0 == pytest.approx(found.flops, rel=1e-6)
+    assert np.diff(np.log(found.n_parameters[0]))[0] / np.log(10) == pytest.approx(b / (a + b), rel=0.03)
+    few = allocate(law, sizes, np.array([1e13]), n_available=1000)
+    assert few.n_frames[0, 0] == 1000 and few.loss[0, 0] > found.loss[0, 1]
+    assert flops_per_frame(sizes, np.array([1e3, 1e5, 1e7])) == pytest.approx([1.2e5, 1.2e7, 1.2e9])
+
+
+def test_of_several_forms_the_planted_one_is_chosen_and_the_best_of_each_level_found() -> None:
+    points = study(1, noise=0.01)
+    laws = fit_laws(points, points.flops, [Size(8, 10**4, 1.2e6, 1.0), Size(16, 10**6, 1.2e8, 1.0)])
+    assert laws.joint[0].form is JOINT and [law.bic for law in laws.joint] == sorted(law.bic for law in laws.joint)
+    assert abs(laws.extrapolation["largest"]["relative_error"]) < 0.05
+    mask = best(points, points.flops)
+    for level in np.unique(points.flops):
+        at_level = points.flops == level
+        assert points.loss[mask & at_level].mean() <= points.loss[at_level].mean() + 1e-12
+    with pytest.raises(DataError, match="several sizes"):
+        fit_laws(points[:4], points.flops[:4], [Size(8, 10**4, 1.2e6, 1.0)])
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sapis.scaling.plan.MIN_STEPS", 60)
+
+
+def small(folder: Path, **settings: object) -> tuple[Path, StudyConfig]:
+    data = folder / "data.extxyz"
+    write_systems(data, [system for system in read_systems(SAMPLE) if len(system) < 21])
+    values = {"widths": (8, 16), "levels": 2, "spacing": 1.5, "seeds": 1, "n_validation": 5, "n_test": 10, "flops": 8e9,
+              "model": {"preset": "nano"}, "training": {"validations": 1, "batch_size": 1}}
+    return data, StudyConfig(**{**values, **settings})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short")
+def test_a_study_from_plan_to_page(tmp_path: Path) -> None:
+    data, config = small(tmp_path)
+    folder = tmp_path / "study"
+    planned = plan_study(data, folder, config)
+    assert plan_study(data, folder, config) == planned == read_study(folder) and len(planned.trials) >= 6
+    records, failures = run_study(folder, LocalExecutor(2))
+    assert len(records) == len(planned.trials) and not failures and not list(folder.rglob("last.safetensors"))
+    for trial in planned.trials:
+        record = records[trial.name]
+        assert record.cost["flops"] == pytest.approx(trial.flops, rel=0.05) and record.result["epochs"] > 0
+        assert record.result["n_parameters"] == planned.size_of(trial).n_parameters
+    again = {trial.name: (folder / "trials" / trial.name / "record.json").stat().st_mtime_ns for trial in planned.trials}
+    run_study(folder, LocalExecutor(1))
+    assert again == {trial.name: (folder / "trials" / trial.name / "record.json").stat().st_mtime_ns for trial in planned.trials}
+
+    _, found = fit_study(folder)
+    assert len(found["trials"]) == len(planned.trials) and not found["held_out"]
+    trial, entry = foretell(folder, factor=2.0)
+    assert trial.is_held_out and entry["low"] <= entry["foretold"] <= entry["high"]
+    assert foretell(folder, factor=2.0)[0] == trial and len(read_study(folder).trials) == len(planned.trials) + 1
+    assert sapis("scale", "run", folder, "--workers", "1").code == 0
+    ending = sapis("scale", "fit", folder)
+    assert ending.code == 0 and "held out" in ending.text
+    laws = read_json(folder / "laws.json")
+    assert laws["held_out"][0]["foretold"] == entry["foretold"] and len(laws["trials"]) == len(planned.trials)
+    page = (folder / "laws.html").read_text()
+    assert page.count("<svg") == 3 and "What was foretold" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+    with pytest.raises(FileError, match="another study"):
+        plan_study(data, folder, config.model_copy(update={"seed": 1}))
+    write_systems(data, [replace(system, energy=(system.energy or 0.0) + 1.0) for system in read_systems(data)])
+    (folder / "trials" / planned.trials[0].name / "record.json").unlink()
+    with pytest.raises(FileError, match="planned for"):
+        run_study(folder, LocalExecutor(1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short")
+def test_a_study_goes_on_after_a_kill_and_gives_the_same(tmp_path: Path) -> None:
+    training = {"validations": 1, "batch_size": 1, "checkpoint_seconds": 0.2}
+    data, config = small(tmp_path, levels=1, fractions=(1.0,), training=training)
+    errors = []
+    for is_killed in (False, True):
+        folder = tmp_path / f"study-{is_killed}"
+        if is_killed:  # costs are measured, so that two plans differ
+            folder.mkdir()
+            (folder / PLAN).write_text((tmp_path / "study-False" / PLAN).read_text())
+            process = subprocess.Popen([sys.executable, "-c", "from sapis.cli import main; main()", "scale", "run", str(folder),
+                                        "--workers", "1"], start_new_session=True, stderr=subprocess.DEVNULL)
+            while not list(folder.rglob("last.safetensors")):
+                time.sleep(0.05)
+                assert process.poll() is None
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert len(list(folder.rglob("record.json"))) < len(read_study(folder).trials)
+        else:
+            plan_study(data, folder, config)
+        records, _ = run_study(folder, LocalExecutor(1))
+        errors.append({name: record.result["errors"] for name, record in records.items()})
+    assert errors[0] == errors[1]
