@@ -1,0 +1,223 @@
+"""The controller in made-up worlds whose laws are known: ``python -m benchmarks.controller [WORLDS]``.
+
+In each, a small model with a few frames starts to learn. Frames cost labels, training costs more for larger models. The same
+budget is spent by the controller, which does not know the law, and by fixed policies: only more data, only a larger model, both
+in turn, and the largest model from the start. The oracle knows the law: the best of all sizes and numbers of frames, from the
+start or with one growth of the model on the way. After growth an error is what it was, up to 15 % of the expected gain more or
+less, which the controller does not know either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from sapis.core.files import hash_json
+from sapis.core.records import Record, Stopwatch, provenance, write_record
+from sapis.core.seeds import generator
+from sapis.scaling.controller import ControllerConfig, Costs, Decision, decide
+from sapis.scaling.path import Look
+
+HERE = Path(__file__).parent
+N_SIZES, FIRST_FRAMES, FIRST_WEIGHTS = 7, 100.0, 1e4
+N_LOOKS = 50  # over the budget
+PLATEAU = 0.02  # gain of three looks below which the fixed policies grow
+TARGET = 1.1  # times the oracle's error: what is to be reached at least cost
+PATIENCE = 4.0  # budgets after which a policy that has not reached it is given up
+
+
+@dataclass(frozen=True)
+class Law:
+    """Of a world: ``eps + A (N/N0)^-a + B (D/D0)^-b + K (S/1000)^-k``.
+
+    Attributes:
+        gap: how far the training error lies below, in units of the term of frames.
+        memory: what growth takes off the terms of sizes is added to that of steps, times this.
+        label: cost of a frame, of which a pass through the smallest model costs 1.
+        budget: in the same units.
+        noise: of an error, relative.
+    """
+
+    floor: float
+    model: float
+    a: float
+    data: float
+    b: float
+    steps: float
+    k: float
+    gap: float
+    memory: float
+    label: float
+    budget: float
+    noise: float = 0.02
+
+    @classmethod
+    def drawn(cls, seed: int) -> Law:
+        """A world of its own for each seed."""
+        rng = generator(seed, "world")
+        low = np.array([0.0, 0.3, 0.25, 0.3, 0.25, 1.0, 0.35, 0.8, 0.85, np.log(3.0), np.log(2e5)])
+        high = np.array([0.1, 1.5, 0.55, 1.5, 0.6, 4.0, 0.7, 2.0, 1.15, np.log(300.0), np.log(2e6)])
+        values = rng.uniform(low, high).tolist()
+        return cls(*values[:9], label=float(np.exp(values[9])), budget=float(np.exp(values[10])))
+
+    def costs(self, target: float | None = None, budget: float | None = None) -> Costs:
+        """What things cost: a pass of a frame through the smallest model is 1."""
+        factors = 2.5 ** np.arange(N_SIZES)
+        return Costs(FIRST_WEIGHTS * factors, factors**0.9, self.label, 1e6, budget or self.budget, target)
+
+    def rest(self, n: Any, d: Any) -> Any:
+        """What is left after any number of steps."""
+        return self.floor + self.model * (n / FIRST_WEIGHTS) ** -self.a + self.data * (d / FIRST_FRAMES) ** -self.b
+
+    def loss(self, n: Any, d: Any, effective: Any) -> Any:
+        """The error."""
+        return self.rest(n, d) + self.steps * (np.maximum(effective, 1e-6) / 1000) ** -self.k
+
+    def regrown(self, effective: Any, lost: Any) -> Any:
+        """Frames that count as seen after growth that has taken ``lost`` off the other terms."""
+        power = (np.maximum(effective, 1e-6) / 1000) ** -self.k + self.memory * np.maximum(lost, 0) / self.steps
+        return np.where(effective > 0, 1000 * power ** (-1 / self.k), 0.0)
+
+
+@dataclass
+class World:
+    """A training in a world."""
+
+    law: Law
+    costs: Costs
+    seed: int
+    size: int = 0
+    n_frames: float = FIRST_FRAMES
+    seen: float = 0.0
+    effective: float = 0.0
+    spent: float = 0.0
+    looks: list[Look] = field(default_factory=list)
+    truths: list[float] = field(default_factory=list)
+
+    @property
+    def truth(self) -> float:
+        """The error without noise."""
+        return float(self.law.loss(self.costs.n_parameters[self.size], self.n_frames, self.effective))
+
+    def grow(self, size: int, n_frames: float) -> None:
+        """Pay for labels, and change sizes."""
+        self.spent += self.costs.label * (n_frames - self.n_frames)
+        old, new = ((self.costs.n_parameters[s], d) for s, d in ((self.size, self.n_frames), (size, n_frames)))
+        self.effective = float(self.law.regrown(self.effective, self.law.rest(*old) - self.law.rest(*new)))
+        self.size, self.n_frames = size, n_frames
+
+    def train(self, cost: float) -> None:
+        """Spend on training, then look."""
+        frames = max(cost, 0.0) / self.costs.per_frame[self.size]
+        self.seen, self.effective, self.spent = self.seen + frames, self.effective + frames, self.spent + max(cost, 0.0)
+        rng = generator(self.seed, "look", len(self.looks))
+        repeated = max(0.0, 1 - self.n_frames / self.seen)
+        gap = self.law.gap * self.law.data * (self.n_frames / FIRST_FRAMES) ** -self.law.b * repeated
+        self.truths.append(self.truth)
+        loss, train = self.truth, max(self.truth - gap, 0.05 * self.truth)
+        noisy = np.array([loss, train]) * np.exp(self.law.noise * rng.standard_normal(2))
+        self.looks.append(Look(float(self.costs.n_parameters[self.size]), self.n_frames, self.seen, self.spent, *noisy.tolist()))
+
+
+def controlled(world: World, config: ControllerConfig) -> list[Decision]:
+    """Let the controller spend the budget; its decisions."""
+    decisions: list[Decision] = []
+    chunk = world.costs.budget / config.looks
+    while True:
+        world.train(min(chunk, world.costs.budget - world.spent))
+        decisions.append(decide(world.looks, decisions, world.costs, config))
+        if decisions[-1].action == "stop":
+            return decisions
+        if decisions[-1].action != "train":
+            world.grow(decisions[-1].size, decisions[-1].n_frames)
+
+
+def fixed(world: World, order: str, *, is_largest: bool = False) -> None:
+    """Grow what ``order`` names ("d", "m" or both in turn) whenever the error is flat."""
+    budget, turn, since = world.costs.budget, 0, 0
+    if is_largest:
+        world.grow(len(world.costs.n_parameters) - 1, world.n_frames)
+    while world.spent < budget * (1 - 1e-9):
+        world.train(min(world.law.budget / N_LOOKS, budget - world.spent))
+        since += 1
+        losses = [look.loss for look in world.looks[-4:]]
+        if since < 4 or losses[0] / losses[-1] - 1 > PLATEAU:
+            continue
+        what, turn, since = order[turn % len(order)], turn + 1, 0
+        if what == "d" and world.costs.label * world.n_frames < 0.5 * (budget - world.spent):
+            world.grow(world.size, min(2 * world.n_frames, world.costs.n_available))
+        elif what == "m":
+            world.grow(min(world.size + 1, len(world.costs.n_parameters) - 1), world.n_frames)
+
+
+POLICIES: dict[str, Callable[[World], Any]] = {
+    "data only": lambda world: fixed(world, "d"), "model only": lambda world: fixed(world, "m"),
+    "in turn": lambda world: fixed(world, "dm"), "largest model": lambda world: fixed(world, "d", is_largest=True),
+}
+
+
+def oracle(law: Law) -> float:
+    """The least error that the budget can buy."""
+    costs = law.costs()
+    frames = np.geomspace(FIRST_FRAMES, costs.n_available, 120)[None, :, None, None]
+    first, second = (np.arange(N_SIZES).reshape(shape) for shape in ((-1, 1, 1, 1), (1, 1, -1, 1)))
+    part = np.linspace(0.0, 0.95, 40)[None, None, None, :]  # spent on the first size
+    left = costs.budget - costs.label * (frames - FIRST_FRAMES)
+    before = left * part / costs.per_frame[first]
+    lost = law.rest(costs.n_parameters[first], frames) - law.rest(costs.n_parameters[second], frames)
+    effective = law.regrown(before, lost) + left * (1 - part) / costs.per_frame[second]
+    losses = law.loss(costs.n_parameters[second], frames, effective)
+    return float(np.min(np.where((left > 0) & (second >= first), losses, np.inf)))
+
+
+def compare(seed: int, config: ControllerConfig) -> dict[str, Any]:
+    """Errors at the end of the budget, over the oracle's, and costs of the target, in budgets."""
+    law = Law.drawn(seed)
+    least = oracle(law)
+    ends, to_target = {}, {}
+    patient = config.model_copy(update={"looks": round(PATIENCE * config.looks)})
+    for name in ("controller", *POLICIES):
+        world = World(law, law.costs(), seed)
+        controlled(world, config) if name == "controller" else POLICIES[name](world)
+        ends[name] = world.truth / least - 1
+        world = World(law, law.costs(TARGET * least, PATIENCE * law.budget), seed)
+        controlled(world, patient) if name == "controller" else POLICIES[name](world)
+        reached = np.array(world.truths) <= TARGET * least
+        to_target[name] = world.looks[int(reached.argmax())].spent / law.budget if reached.any() else np.inf
+    return {"regret": ends, "cost_to_target": to_target}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("worlds", nargs="?", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first world")
+    options = parser.parse_args()
+    config = ControllerConfig(looks=N_LOOKS)
+    made_by, watch = provenance(), Stopwatch()
+    found = [compare(seed, config) for seed in range(options.first, options.first + options.worlds)]
+    summary = {}
+    for name in ("controller", *POLICIES):
+        regret = np.array([one["regret"][name] for one in found])
+        cost = np.array([one["cost_to_target"][name] for one in found])
+        summary[name] = {"median_regret": float(np.median(regret)), "p90_regret": float(np.quantile(regret, 0.9)),
+                         "median_cost_to_target": float(np.median(cost)) if np.isfinite(np.median(cost)) else None,
+                         "reached": float(np.isfinite(cost).mean())}
+        print(f"{name}: regret {summary[name]['median_regret']:.3f} (90 % below {summary[name]['p90_regret']:.3f}), "
+              f"target at {np.median(cost):.3f} budgets, reached in {summary[name]['reached']:.2f}")
+    result = {"cases": summary, "n_worlds": options.worlds, "first_seed": options.first, "seed": options.first, "threads": 1,
+              "config": config.model_dump(), "worlds": [asdict(Law.drawn(seed)) for seed in range(3)]}
+    write_record(HERE / "records" / "controller.json", Record("controller", hash_json(config.model_dump()), result, watch.cost(),
+                                                              made_by))
+
+
+if __name__ == "__main__":
+    main()

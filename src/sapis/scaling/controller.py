@@ -1,0 +1,198 @@
+"""What to do next with a training: go on, buy frames, grow the model, both, or stop.
+
+A decision is a function of the looks and decisions so far, so that a killed run makes the same ones again. With a few looks it
+goes by the gap between the errors on training and on other frames; then by the posterior of the law (`sapis.scaling.path`): for
+each size of model, number of frames and moment of growth, the error at the end of the budget (or the cost of reaching the
+target), averaged over what is likely. It grows when growing now is better than never and not worse than later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from sapis.core.config import Config
+from sapis.scaling.path import Look, Posterior, learn
+
+Action = Literal["train", "grow_data", "grow_model", "grow_both", "stop"]
+
+
+class ControllerConfig(Config):
+    """How a controller decides."""
+
+    looks: int = Field(50, ge=10, description="decisions over the budget: between two it trains")
+    min_looks: int = Field(6, ge=3, description="from which on the law decides; before, the gap of the errors")
+    votes: int = Field(1, ge=1, description="decisions in a row that must agree before something grows")
+    max_data_growth: float = Field(4.0, gt=1, description="of the number of frames in one step")
+    max_model_growth: int = Field(1, ge=1, description="sizes in one step")
+    min_gain: float = Field(0.003, ge=0, description="of the error, relative, for which growing now is worth it")
+    stop_below: float = Field(0.01, ge=0, description="gain of spending as much again, relative, that is not worth it")
+    gap: float = Field(1.5, gt=1, description="error on other frames over training error that asks for data, with few looks")
+    noise: float = Field(0.02, gt=0, description="of an error, relative, at least")
+    n_samples: int = Field(24, ge=4, description="of the posterior")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What things cost, in one currency.
+
+    Attributes:
+        n_parameters: of the sizes of the model, ascending, ``(sizes,)``.
+        per_frame: of seeing a frame in training, for each size, ``(sizes,)``.
+        label: of a new frame.
+        n_available: frames at most.
+        budget: of all.
+        target: error at which to stop; None: the least that the budget buys.
+    """
+
+    n_parameters: np.ndarray
+    per_frame: np.ndarray
+    label: float
+    n_available: float
+    budget: float
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided, and from what.
+
+    Attributes:
+        action: what to do.
+        size: index of the model's size after it.
+        n_frames: after it.
+        wish: action that the looks so far ask for; it becomes the action when it was asked for often enough.
+        foretold: error at the end of the budget, or cost of the target, if so; NaN where no law decided.
+        reason: in words.
+    """
+
+    action: Action
+    size: int
+    n_frames: float
+    wish: Action
+    foretold: float
+    reason: str
+
+
+def decide(looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs, config: ControllerConfig) -> Decision:
+    """The decision after the last of ``looks``; ``decisions`` are those after the others."""
+    last = looks[-1]
+    size = int(np.argmin(np.abs(np.log(costs.n_parameters / last.n_parameters))))
+    if last.spent >= costs.budget:
+        return Decision("stop", size, last.n_frames, "stop", last.loss, "the budget is spent")
+    if costs.target is not None and last.loss <= costs.target and len(looks) < config.min_looks:
+        return Decision("stop", size, last.n_frames, "stop", last.loss, f"the target {costs.target:.4g} is reached")
+    wish = _by_gap(looks, size, costs, config) if len(looks) < config.min_looks else _by_law(looks, size, costs, config)
+    if wish.action == "train":
+        return wish
+    before = [decision.wish for decision in decisions[len(decisions) - config.votes + 1 :]] if config.votes > 1 else []
+    kinds = [_kind(each) for each in before]
+    if len(before) == config.votes - 1 and all(kind == _kind(wish.action) for kind in kinds):
+        return wish
+    return Decision("train", size, last.n_frames, wish.wish, wish.foretold, f"{wish.reason}; it waits for another vote")
+
+
+def _kind(action: Action) -> str:
+    return "grow" if action.startswith("grow") else action
+
+
+def _by_gap(looks: Sequence[Look], size: int, costs: Costs, config: ControllerConfig) -> Decision:
+    """Rules for a start: they need no law."""
+    last = looks[-1]
+    flat = len(looks) > 2 and looks[-1].loss > 0.97 * looks[-2].loss
+    more = min(last.n_frames * config.max_data_growth, costs.n_available)
+    if flat and last.loss > config.gap * last.train_loss and more > last.n_frames:
+        return Decision("grow_data", size, more, "grow_data", np.nan, "few looks; other frames are worse than known ones")
+    if flat and last.loss < config.gap * last.train_loss and size + 1 < len(costs.n_parameters):
+        return Decision("grow_model", size + 1, last.n_frames, "grow_model", np.nan, "few looks; training errors are flat, too")
+    return Decision("train", size, last.n_frames, "train", np.nan, "few looks; the error still falls")
+
+
+def _by_law(looks: Sequence[Look], size: int, costs: Costs, config: ControllerConfig) -> Decision:
+    last = looks[-1]
+    law = learn(looks, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
+    now = float(np.exp(np.log(law.now).mean()))  # less noisy than the last look
+    if costs.target is not None and now * (1 + config.noise) <= costs.target:
+        return Decision("stop", size, last.n_frames, "stop", now, f"the target {costs.target:.4g} is reached")
+    plans = _Plans(law, last, size, costs, config)
+    if costs.target is not None:
+        score = plans.costs_of(costs.target)
+        if np.isfinite(score).any():
+            return _chosen(plans, score, np.nan, "cost of the target", last, size, costs, config)
+    doubled = _Plans(law, last, size, replace(costs, budget=2 * last.spent), config)
+    gain = float(np.log(now) - np.log(doubled.losses()).mean(axis=0).min())
+    if gain < config.stop_below:
+        return Decision("stop", size, last.n_frames, "stop", now, f"as much again as was spent would gain "
+                        f"{100 * gain:.1f} %")
+    score = np.log(plans.losses()).mean(axis=0)
+    return _chosen(plans, score, float(np.log(last.loss)), "error at the end", last, size, costs, config)
+
+
+class _Plans:
+    """Sizes, numbers of frames and moments of growth that are thought of; ``(cases,)`` each.
+
+    Attributes:
+        size, n_frames: after growth.
+        delay: part of the rest of the budget that is spent before.
+    """
+
+    def __init__(self, law: Posterior, last: Look, size: int, costs: Costs, config: ControllerConfig) -> None:
+        self.law, self.last, self.now, self.money = law, last, size, costs
+        self.left = costs.budget - last.spent
+        sizes = np.arange(size, len(costs.n_parameters))
+        frames = np.unique(np.minimum(last.n_frames * np.concatenate([[1.0], config.max_data_growth ** np.arange(0.5, 9.0, 0.5)]),
+                                      costs.n_available))
+        chunk = costs.budget / config.looks / max(self.left, 1e-12)
+        delays = np.unique(np.minimum([0.0, chunk, 2 * chunk, 4 * chunk, 0.3, 0.6], 0.95))
+        grid = np.meshgrid(sizes, frames, delays, indexing="ij")
+        size_of, frames_of, delay_of = (axis.ravel() for axis in grid)
+        stays = (size_of == size) & (frames_of == last.n_frames)
+        keep = ~(stays & (delay_of > 0)) & (costs.label * (frames_of - last.n_frames) < 0.95 * self.left * (1 - delay_of))
+        self.size, self.n_frames, self.delay = size_of[keep].astype(int), frames_of[keep], delay_of[keep]
+        self.n_parameters = costs.n_parameters[self.size]
+
+    def _start(self) -> np.ndarray:
+        before = self.law.effective[:, None] + self.left * self.delay / self.money.per_frame[self.now]
+        return self.law.grown(self.n_parameters, self.n_frames, before)
+
+    def losses(self) -> np.ndarray:
+        """At the end of the budget, ``(samples, cases)``."""
+        paid = self.money.label * (self.n_frames - self.last.n_frames)
+        seen = (self.left * (1 - self.delay) - paid) / self.money.per_frame[self.size]
+        return self.law.loss(self.n_parameters, self.n_frames, self._start() + seen)
+
+    def costs_of(self, target: float) -> np.ndarray:
+        """Of reaching ``target``: the median over the samples, ``(cases,)``; infinite where it is out of reach."""
+        law, theta = self.law, self.law.samples.T[:, :, None]
+        room = (target - law.rest(self.n_parameters, self.n_frames)) / law.unit
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wanted = np.where(room > 0, (room / np.exp(theta[5])) ** (-1 / theta[6]), np.inf) * law.origin[2]
+        more = np.maximum(wanted - self._start(), 0.0) * self.money.per_frame[self.size]
+        return np.asarray(np.median(more, axis=0) + self.left * self.delay
+                          + self.money.label * (self.n_frames - self.last.n_frames))
+
+
+def _chosen(plans: _Plans, score: np.ndarray, now: float, words: str, last: Look, size: int, costs: Costs,
+            config: ControllerConfig) -> Decision:
+    """The decision that the best plan asks for: its first step, if that is to grow, in bounds."""
+    is_cost = not np.isfinite(now)
+    grows = (plans.size > size) | (plans.n_frames > last.n_frames)
+    never, later, soon = (float(score[mask].min(initial=np.inf)) for mask in (
+        ~grows, grows & (plans.delay > 0), grows & (plans.delay == 0)))
+    least = min(never, later, soon)
+    worth = config.min_gain * (abs(least) if is_cost else 1.0)  # of costs, or of logarithms of errors
+    foretold = least if is_cost else float(np.exp(least))
+    if soon > never - worth or soon > later + worth:
+        return Decision("train", size, last.n_frames, "train", foretold, f"{words} {foretold:.4g}; better to go on for now")
+    best = int(np.argmin(np.where(grows & (plans.delay == 0), score, np.inf)))
+    target_size = min(int(plans.size[best]), size + config.max_model_growth)
+    frames = min(float(plans.n_frames[best]), last.n_frames * config.max_data_growth)
+    action: Action = "grow_model" if frames == last.n_frames else ("grow_both" if target_size > size else "grow_data")
+    return Decision(action, target_size, frames, action, foretold,
+                    f"{words} {foretold:.4g}, as large as {costs.n_parameters[plans.size[best]]:,.0f} weights and "
+                    f"{plans.n_frames[best]:,.0f} frames")

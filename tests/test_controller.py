@@ -1,0 +1,98 @@
+"""The controller: what a path teaches, decisions that follow from the looks alone, and worlds in which the best is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from benchmarks.controller import POLICIES, Law, World, compare, controlled, oracle
+
+from sapis.scaling.controller import ControllerConfig, Costs, decide
+from sapis.scaling.path import Look, learn
+
+CONFIG = ControllerConfig()
+
+
+def a_world(seed: int = 2000, **changes: float) -> World:
+    law = replace(Law.drawn(seed), **{"noise": 0.0, "memory": 1.0, **changes})
+    return World(law, law.costs(), seed)
+
+
+def test_a_path_without_noise_tells_where_it_leads() -> None:
+    world = a_world()
+    decisions = controlled(world, CONFIG)
+    half = len(world.looks) // 2
+    law = learn(world.looks[:half], noise=CONFIG.noise)
+    end = world.looks[-1]
+    now = law.last
+    grown = law.grown(np.array([end.n_parameters]), np.array([end.n_frames]), law.effective[:, None])
+    foretold = law.loss(np.array([end.n_parameters]), np.array([end.n_frames]), grown + end.seen - now.seen)
+    assert np.median(foretold) == pytest.approx(end.loss, rel=0.1)
+    assert np.exp(np.log(law.now).mean()) == pytest.approx(now.loss, rel=0.01)
+    assert decisions[-1].reason == "the budget is spent" and world.spent == pytest.approx(world.costs.budget)
+
+
+def test_growth_keeps_the_error() -> None:
+    world = a_world()
+    controlled(world, CONFIG)
+    law = learn(world.looks, noise=CONFIG.noise)
+    larger, more = np.array([3 * law.last.n_parameters]), np.array([5 * law.last.n_frames])
+    assert np.allclose(law.loss(larger, more, law.grown(larger, more, law.effective[:, None]))[:, 0], law.now, rtol=1e-6)
+    before = world.truth
+    world.grow(min(world.size + 1, 6), 2 * world.n_frames)
+    assert world.truth == pytest.approx(before, rel=1e-9)
+
+
+def test_decisions_follow_from_the_looks_alone() -> None:
+    world = a_world(noise=0.02)
+    decisions = controlled(world, CONFIG)
+    for n in (3, 8, len(decisions) // 2, len(decisions)):
+        assert decide(world.looks[:n], decisions[: n - 1], world.costs, CONFIG) == decisions[n - 1]
+    sizes = [decision.size for decision in decisions]
+    frames = [decision.n_frames for decision in decisions]
+    assert sizes == sorted(sizes) and frames == sorted(frames) and max(np.diff(sizes)) <= CONFIG.max_model_growth
+    assert max(np.diff(np.log(frames))) <= np.log(CONFIG.max_data_growth) + 1e-9
+
+
+def test_votes_hold_growth_back() -> None:
+    world = a_world()
+    decisions = controlled(world, CONFIG.model_copy(update={"votes": 3}))
+    for n, decision in enumerate(decisions):
+        if decision.action.startswith("grow"):
+            assert all(before.wish.startswith("grow") for before in decisions[n - 2 : n])
+
+
+def test_the_median_world_is_close_to_the_oracle_and_ahead_of_fixed_policies() -> None:
+    found = [compare(seed, CONFIG) for seed in range(2000, 2006)]
+    for kind, limit in (("regret", 0.1), ("cost_to_target", 1.3)):
+        medians = {name: float(np.median([one[kind][name] for one in found])) for name in ("controller", *POLICIES)}
+        assert medians["controller"] < limit and all(medians["controller"] < medians[name] for name in POLICIES), (kind, medians)
+    assert all(one["regret"][name] > -0.02 for one in found for name in one["regret"])
+
+
+def test_labels_that_cost_nothing_are_bought_and_labels_that_cost_too_much_are_not() -> None:
+    cheap, dear = (a_world(label=label) for label in (0.01, 20_000.0))
+    for world in (cheap, dear):
+        controlled(world, CONFIG)
+    assert cheap.n_frames > 50 * dear.n_frames and cheap.truth < dear.truth
+
+
+def test_it_stops_where_nothing_is_to_be_gained_and_at_the_target() -> None:
+    at_floor = a_world(floor=2.0, model=1e-3, data=1e-3, steps=0.05)
+    decisions = controlled(at_floor, CONFIG)
+    assert "would gain" in decisions[-1].reason and at_floor.spent < 0.8 * at_floor.costs.budget
+    law = a_world().law
+    world = World(law, law.costs(target=1.5 * oracle(law)), 0)
+    decisions = controlled(world, CONFIG)
+    assert "the target" in decisions[-1].reason and world.truth <= 1.6 * oracle(law) and world.spent < world.costs.budget
+
+
+def test_with_few_looks_the_gap_of_the_errors_decides() -> None:
+    costs = Costs(np.array([1e4, 3e4]), np.array([1.0, 2.5]), 10.0, 1e5, 1e6)
+    def looks(train: float) -> list[Look]:
+        return [Look(1e4, 100, 1000.0 * n, 1000.0 * n, loss, train) for n, loss in ((1, 3.0), (2, 2.0), (3, 1.99))]
+
+    assert decide(looks(0.5), [], costs, CONFIG).action == "grow_data"
+    assert decide(looks(1.9), [], costs, CONFIG).action == "grow_model"
+    assert decide(looks(0.5)[:2], [], costs, CONFIG).action == "train"
