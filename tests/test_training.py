@@ -133,6 +133,9 @@ def test_the_learning_rate_rises_over_steps_and_falls_over_the_budget() -> None:
     assert rises == pytest.approx([0.002, 0.01, 0.02, 0.02])
     falls = [learning_rate(settings, step=100, progress=p) for p in (0.0, 1 / 3, 0.5, 1.0, 1.5)]
     assert falls == pytest.approx([0.02, 0.015, 0.01, 0.0, 0.0], abs=1e-15)
+    late = config(learning_rate=0.02, warmup_steps=9, cooldown=0.4)
+    falls = [learning_rate(late, step=100, progress=p) for p in (0.0, 0.6, 0.8, 1.0, 1.5)]
+    assert falls == pytest.approx([0.02, 0.02, 0.01, 0.0, 0.0], abs=1e-15)
 
 
 def test_the_running_mean_of_weights() -> None:

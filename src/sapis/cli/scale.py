@@ -107,6 +107,35 @@ def foretell(
     typer.echo(f"noted in {folder / PREDICTIONS}; `sapis scale run {folder}` makes it")
 
 
+@scale_app.command()
+def auto(
+    data: Annotated[Path, typer.Argument(help="Labelled frames, whose labels count as bought when they are used.")],
+    folder: Annotated[Path, typer.Argument(help="Of the run; made, or gone on with.")],
+    flops: Annotated[float | None, typer.Option(help="Budget of training and labels together.")] = None,
+    label_flops: Annotated[float | None, typer.Option(help="Cost of a label: FLOPs of training that take as long.")] = None,
+    target: Annotated[float | None, typer.Option(help="Force error on validation frames at which to stop, meV/Å.")] = None,
+    isolated: Annotated[Path | None, typer.Option(help="File of isolated atoms; a store has them itself.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with all settings.")] = None,
+) -> None:
+    """One training that decides as it goes what its budget buys: steps, frames or a larger model. The same command goes on."""
+    from sapis.core.config import load_yaml, parse_config
+    from sapis.pipeline.auto import MODEL, AutoConfig
+    from sapis.pipeline.auto import auto as run_auto
+
+    given = {"flops": flops, "label_flops": label_flops, "target": target}
+    values = {**(load_yaml(config) if config else {}), **{name: value for name, value in given.items() if value is not None}}
+    record = run_auto(data, folder, parse_config(AutoConfig, values, where=str(config or "sapis scale auto")), isolated=isolated)
+    for event in record.result["events"]:
+        if event["decision"]["action"] != "train":
+            look = event["look"]
+            typer.echo(f"{look['spent']:.2e} FLOPs, {look['loss']:.1f} meV/Å: {event['decision']['action'].replace('_', ' ')}: "
+                       f"{event['decision']['reason']}")
+    errors = record.result["errors"]["test"]
+    typer.echo(f"{record.result['width']} channels, {record.result['n_frames']:,} frames, {record.cost['flops']:.2e} FLOPs: test "
+               f"force RMSE {errors['force_rmse_meV_A']:.1f} meV/Å")
+    typer.echo(f"model: {folder / MODEL}")
+
+
 def _floor(mean: float | None, std: float | None) -> Floor | None:
     from sapis.core.errors import ConfigError
     from sapis.scaling.fit import Floor

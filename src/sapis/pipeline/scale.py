@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,41 +21,31 @@ import numpy as np
 import torch
 
 from sapis.core.config import parse_config
-from sapis.core.errors import ConfigError, DataError, FileError
+from sapis.core.errors import ConfigError, FileError
 from sapis.core.files import hash_json, read_json, write_json
 from sapis.core.memory import keep_freed_memory
 from sapis.core.progress import progress_bar
 from sapis.core.records import Record, Stopwatch, provenance, read_record, valid_record, write_record
-from sapis.core.seeds import derive_seed
 from sapis.core.version import __version__
-from sapis.data.formats import read_systems
 from sapis.data.lint import lint, raise_on_errors
 from sapis.data.lint.sample import sample_of
-from sapis.data.reference import isolated_by_level
-from sapis.data.splits import chosen, group_split, nested_order, random_split
-from sapis.data.store import Store, is_store
-from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import Executor
 from sapis.executors.outcome import Failure, Limits
 from sapis.model.config import CHANNELS_PER_HEAD
-from sapis.model.potential import TransformerPotential
+from sapis.pipeline.pool import Pool, n_parameters
 from sapis.report.scaling import write_scaling_report
 from sapis.scaling.fit import Floor
 from sapis.scaling.forms import Points
 from sapis.scaling.frontier import allocate
 from sapis.scaling.laws import Laws, fit_laws
 from sapis.scaling.plan import MIN_FRAMES, Size, StudyConfig, Trial, plan, trial_at
-from sapis.training.config import TrainingConfig
-from sapis.training.fit import new_potential
 from sapis.training.loop import Training
 
 PLAN, TRIALS, RECORD, WORK = "plan.json", "trials", "record.json", "training"
 LAWS, REPORT, PREDICTIONS = "laws.json", "laws.html", "predictions.json"
 MAX_WIDTH = 512  # of what is foretold
-N_TO_TIME = 128  # frames whose training says what a frame costs
 N_TRAINING_ERRORS = 200  # training frames whose error is measured: the gap to the test error
-EMBEDDINGS = ("transformer.embedding", "transformer.conditions.")
 
 
 @dataclass(frozen=True)
@@ -97,23 +87,23 @@ def plan_study(data: Path, folder: Path, config: StudyConfig, *, isolated: Path 
         FileError: ``folder`` holds another study.
     """
     keep_freed_memory()
-    parts = _Parts(data.resolve(), config, isolated)
-    wanted = {"data_hash": parts.data_hash, "config": config.model_dump(mode="json")}
+    pool = _pool(data.resolve(), config, isolated)
+    wanted = {"data_hash": pool.data_hash, "config": config.model_dump(mode="json")}
     if (folder / PLAN).exists():
         known = read_json(folder / PLAN)
         if {key: known[key] for key in wanted} != wanted:
             raise FileError(expected="a new folder, or one of a study of these settings and data",
                             received="one of another study", where=str(folder / PLAN), todo="choose another folder")
         return read_study(folder)
-    raise_on_errors(lint(sample_of(parts.train), needs=["energy", "forces"]))
+    raise_on_errors(lint(sample_of(pool.train), needs=["energy", "forces"]))
     with progress_bar() as bar:
         task = bar.add_task("sizes", total=len(config.widths), note="")
         sizes = []
         for width in sorted(set(config.widths)):
-            sizes.append(_measured(parts, config, width, folder))
+            sizes.append(_measured(pool, config, width, folder))
             bar.update(task, advance=1, note=f"{width} channels: {sizes[-1].n_parameters:,} weights")
-    trials = plan(config, sizes, len(parts.train))
-    study = Study(parts.path, parts.data_hash, isolated and isolated.resolve(), config, sizes, trials, len(parts.train))
+    trials = plan(config, sizes, len(pool.train))
+    study = Study(data.resolve(), pool.data_hash, isolated and isolated.resolve(), config, sizes, trials, len(pool.train))
     write_study(folder, study)
     return study
 
@@ -195,85 +185,39 @@ def _input_hash(study: Study, trial: Trial) -> str:
                       "config": study.config.model_dump(mode="json", exclude={"flops", "cpu_seconds", "levels", "widths"})})
 
 
-class _Parts:
-    """The frames of a study in their parts."""
-
-    def __init__(self, path: Path, config: StudyConfig, isolated: Path | None) -> None:
-        self.path, self.config = path, config
-        systems: Sequence[System] = Store(path) if is_store(path) else read_systems(path, require=("energy", "forces"))
-        n_held = config.n_validation + config.n_test
-        if len(systems) <= n_held:
-            raise DataError(
-                expected=f"more than {n_held} frames, of which {config.n_validation} validate and {config.n_test} test",
-                received=str(len(systems)), where=str(path), todo="give more frames, or hold out fewer")
-        self.data_hash = hash_systems(systems)
-        if config.group_by:
-            split = group_split(systems, config.group_by, config.n_validation, config.n_test, config.seed)
-        else:
-            split = random_split(systems, len(systems) - n_held, config.n_validation, config.seed)
-        self.train, self.validation, self.test = split.train, split.validation, split.test
-        if isolated is not None:
-            self.isolated: Any = isolated_by_level(read_systems(isolated))
-        else:
-            known = systems.isolated if isinstance(systems, Store) else {}
-            self.isolated = {level: energies for level, energies in known.items() if energies}
-        self._orders: dict[int, np.ndarray] = {}
-
-    def frames(self, n: int, seed: int) -> Sequence[System]:
-        """The first ``n`` of an order of their own for each seed: smaller sets are parts of larger ones."""
-        if seed not in self._orders:
-            self._orders[seed] = nested_order(self.train, derive_seed(self.config.seed, "frames", seed))
-        return chosen(self.train, self._orders[seed][:n])
+def _pool(data: Path, config: StudyConfig, isolated: Path | None) -> Pool:
+    return Pool(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by, isolated=isolated,
+                seed=config.seed)
 
 
-def _measured(parts: _Parts, config: StudyConfig, width: int, folder: Path) -> Size:
-    """A short training, which says what a frame costs."""
-    frames = parts.frames(min(N_TO_TIME, len(parts.train)), 0)
-    settings = config.training.model_copy(update={"epochs": 1, "workers": 0})
-    potential = _potential(parts, config, frames, width, settings, 0)
-    work = folder / TRIALS / f"w{width:03d}"
-    try:
-        spent = Training(potential, frames, [], settings, work).run(is_quiet=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return Size(width, n_parameters(potential), spent.flops / len(frames), spent.cpu_seconds / len(frames))
-
-
-def n_parameters(potential: TransformerPotential) -> int:
-    """Weights without the embedding of elements and conditions."""
-    return sum(weight.numel() for name, weight in potential.named_parameters() if not name.startswith(EMBEDDINGS))
-
-
-def _potential(parts: _Parts, config: StudyConfig, frames: Sequence[System], width: int, settings: TrainingConfig,
-               seed: int) -> TransformerPotential:
-    potential, _ = new_potential(frames, parts.isolated, config.model_of(width), precision=settings.precision, seed=seed)
-    return potential
+def _measured(pool: Pool, config: StudyConfig, width: int, folder: Path) -> Size:
+    return pool.measured(config.model_of(width), config.training, folder / TRIALS / f"w{width:03d}")
 
 
 def _trainer(folder: Path) -> Callable[[Trial], str]:
     """What a worker does with each trial; made once in each."""
     keep_freed_memory()
     study = read_study(folder)
-    parts = _Parts(study.data, study.config, study.isolated)
-    if parts.data_hash != study.data_hash:
+    pool = _pool(study.data, study.config, study.isolated)
+    if pool.data_hash != study.data_hash:
         raise FileError(expected="the data that the study was planned for", received="other content", where=str(study.data),
                         todo="bring them back, or plan a new study")
-    return partial(_run, folder, study, parts)
+    return partial(_run, folder, study, pool)
 
 
-def _run(folder: Path, study: Study, parts: _Parts, trial: Trial) -> str:
+def _run(folder: Path, study: Study, pool: Pool, trial: Trial) -> str:
     """Train, test, write the record; the checkpoint goes with it."""
     config, work = study.config, folder / TRIALS / trial.name / WORK
     settings = config.training.model_copy(update={"flops": trial.flops, "seed": trial.seed})
     torch.set_num_threads(settings.threads)
     made_by, watch = provenance(), Stopwatch()
-    frames = parts.frames(trial.n_frames, trial.seed)
-    potential = _potential(parts, config, frames, trial.width, settings, trial.seed)
-    training = Training(potential, frames, parts.validation, settings, work)
+    frames = pool.frames(trial.n_frames, trial.seed)
+    potential = pool.potential(frames, config.model_of(trial.width), settings, trial.seed)
+    training = Training(potential, frames, pool.validation, settings, work)
     spent = training.run()
     seen = frames[:N_TRAINING_ERRORS]
     errors = {name: _without_points(evaluate(potential, part))
-              for name, part in (("train", seen), ("validation", parts.validation), ("test", parts.test))}
+              for name, part in (("train", seen), ("validation", pool.validation), ("test", pool.test))}
     result = {
         "trial": asdict(trial), "n_parameters": n_parameters(potential), "n_frames": trial.n_frames, "n_steps": spent.step,
         "epochs": spent.step / training.n_batches, "errors": errors, "history": spent.history,
@@ -372,13 +316,13 @@ def _predictions(folder: Path) -> list[dict[str, Any]]:
 
 def _size_near(folder: Path, study: Study, wanted: float) -> Size:
     """The width whose number of weights is nearest to ``wanted``; what it costs is measured."""
-    parts = _Parts(study.data, study.config, study.isolated)
+    pool = _pool(study.data, study.config, study.isolated)
     numbers = {}
     for width in range(CHANNELS_PER_HEAD, MAX_WIDTH + 1, CHANNELS_PER_HEAD):
-        potential = _potential(parts, study.config, parts.frames(MIN_FRAMES, 0), width, study.config.training, 0)
+        potential = pool.potential(pool.frames(MIN_FRAMES, 0), study.config.model_of(width), study.config.training, 0)
         numbers[width] = abs(np.log(n_parameters(potential) / wanted))
         if n_parameters(potential) > wanted:
             break
     width = min(numbers, key=lambda each: numbers[each])
     known = [size for size in study.sizes if size.width == width]
-    return known[0] if known else _measured(parts, study.config, width, folder)
+    return known[0] if known else _measured(pool, study.config, width, folder)

@@ -22,6 +22,9 @@ class TrainingConfig(Config):
     workers: int = Field(0, ge=0, description="processes that search for neighbours beside the training, for large sets")
     learning_rate: float = Field(0.005, gt=0)
     warmup_steps: int = Field(100, ge=0)
+    cooldown: float | None = Field(
+        None, gt=0, le=1, description="last part of the budget in which the learning rate falls, in a line, from a constant one; "
+        "default: half a cosine over the whole")
     optimizer: Literal["muon", "amsgrad"] = "muon"
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the running mean of the weights, which is the result")
     clip: float = Field(3.0, gt=1, description="largest norm of the gradient, in units of its running mean")

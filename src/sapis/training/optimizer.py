@@ -44,8 +44,10 @@ def optimizer_flops(optimizer: torch.optim.Optimizer) -> int:
 
 
 def learning_rate(config: TrainingConfig, *, step: int, progress: float) -> float:
-    """Linear warm-up over steps, then half a cosine over ``progress`` from 0 to 1."""
+    """Linear warm-up over steps, then half a cosine over ``progress`` from 0 to 1, or a constant and at last a straight line."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    if config.cooldown is not None:
+        return config.learning_rate * warmup * min(1.0, max(1.0 - progress, 0.0) / config.cooldown)
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

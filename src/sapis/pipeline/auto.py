@@ -1,0 +1,282 @@
+"""`sapis scale auto`: one training that decides as it goes what its budget buys: steps, frames or a larger model.
+
+The folder holds ``plan.json`` (settings, data, costs), ``events.json`` (each look and what was decided from it) and one training
+folder a stage: a stage ends when frames are added or the model grows, and for the last part of the budget, in which the learning
+rate falls. All else follows from the events, so that the same command goes on after a kill and does the same.
+
+Everything is paid in FLOPs of training; a label costs those that could be done in its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from sapis.api import save
+from sapis.core.config import Config, parse_config
+from sapis.core.errors import FileError
+from sapis.core.files import hash_json, read_json, write_json
+from sapis.core.memory import keep_freed_memory
+from sapis.core.progress import progress_bar
+from sapis.core.records import Record, Stopwatch, provenance, write_record
+from sapis.core.version import __version__
+from sapis.evaluate.errors import evaluate
+from sapis.model.config import ModelConfig
+from sapis.model.growth import Growth
+from sapis.model.potential import TransformerPotential
+from sapis.pipeline.pool import Pool
+from sapis.scaling.controller import Action, ControllerConfig, Costs, Decision, decide
+from sapis.scaling.path import Look
+from sapis.scaling.plan import Size
+from sapis.training.config import TrainingConfig
+from sapis.training.growth import grow_checkpoint
+from sapis.training.loop import Training
+
+PLAN, EVENTS, MODEL, RECORD = "plan.json", "events.json", "model.sapis", "record.json"
+FLAT = 0.02  # gain of three looks below which a fixed policy grows
+N_ERRORS = 200  # frames whose error is the training error
+
+ORDERS: dict[str, tuple[Action, ...]] = {
+    "data": ("grow_data",), "model": ("grow_model",), "in turn": ("grow_data", "grow_model"), "largest": ("grow_data",)}
+
+Policy = Literal["controller", "data", "model", "in turn", "largest"]
+
+
+class AutoConfig(Config):
+    """What is to be decided, and what it may cost."""
+
+    flops: float = Field(gt=0, description="budget of training and labels together")
+    label_flops: float = Field(0.0, ge=0, description="cost of a label: FLOPs of training that take as long")
+    target: float | None = Field(None, gt=0, description="force error on validation frames at which to stop, meV/Å")
+    widths: tuple[int, ...] = Field((16, 32, 48, 64, 96), min_length=1, description="channels of the sizes; the first begins")
+    model: dict[str, Any] = Field(default_factory=dict, description="settings of the architecture that all sizes share")
+    n_start: int = Field(50, ge=10, description="frames at the start")
+    cooldown: float = Field(0.3, gt=0, lt=1, description="last part of the budget, in which the learning rate falls")
+    policy: Policy = Field("controller", description="fixed policies are for comparison")
+    controller: ControllerConfig = ControllerConfig()
+    training: TrainingConfig = TrainingConfig(validations=1)
+    n_validation: int = Field(200, ge=1)
+    n_test: int = Field(500, ge=1)
+    group_by: str = Field("", description="tag: frames that share its value are in one part")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training between two changes.
+
+    Attributes:
+        size: index of the model's size.
+        n_frames: of its training set.
+        flops: at which its schedule ends, labels left out.
+    """
+
+    size: int
+    n_frames: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """A look, what was decided from it, and the stage that follows."""
+
+    look: Look
+    decision: Decision
+    stage: Stage
+
+
+def auto(data: Path, folder: Path, config: AutoConfig, *, isolated: Path | None = None) -> Record:
+    """Train a model on frames of ``data``, whose labels count as bought when they are used; the record, with test errors.
+
+    Raises:
+        FileError: ``folder`` holds another run, or cannot be written.
+        DataError: too few frames.
+    """
+    return _Run(data, folder, config, isolated).finish()
+
+
+class _Run:
+    def __init__(self, data: Path, folder: Path, config: AutoConfig, isolated: Path | None) -> None:
+        keep_freed_memory()
+        torch.set_num_threads(config.training.threads)
+        self.folder, self.config, self.watch, self.made_by = folder, config, Stopwatch(), provenance()
+        self.pool = Pool(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by,
+                         isolated=isolated, seed=config.seed)
+        self.models = [parse_config(ModelConfig, {**config.model, "n_channels": width}, where="model")
+                       for width in sorted(set(config.widths))]
+        self.sizes = self._sizes()
+        self.costs = Costs(np.array([float(size.n_parameters) for size in self.sizes]),
+                           np.array([size.flops for size in self.sizes]), config.label_flops, float(len(self.pool.train)),
+                           config.flops, config.target)
+        self.chunk = config.flops / config.controller.looks
+        self.events = self._known_events()
+        self.potentials: list[TransformerPotential] = []
+
+    def finish(self) -> Record:
+        """Look, decide and train to the end."""
+        with progress_bar() as bar:
+            task = bar.add_task("budget", total=1000, note="")
+            while not self.events or self.events[-1].decision.action != "stop":
+                self._next()
+                event = self.events[-1]
+                bar.update(task, completed=int(1000 * event.look.spent / self.config.flops), note=_note(event))
+            number, stage = len(self._stages()) - 1, self.events[-1].stage
+            training = self._training(number, stage)
+            spent = training.run(is_quiet=True)
+            bar.update(task, completed=1000, note=_note(self.events[-1]))
+        errors = {name: evaluate(training.potential, part) for name, part in (("validation", self.pool.validation),
+                                                                              ("test", self.pool.test))}
+        for found in errors.values():
+            del found["parity"]
+        labels = self.config.label_flops * stage.n_frames
+        result = {
+            "errors": errors, "n_parameters": self.sizes[stage.size].n_parameters, "n_frames": stage.n_frames,
+            "width": self.sizes[stage.size].width, "n_steps": spent.step, "label_flops": labels,
+            "events": [_to_json(event) for event in self.events], "config": self.config.model_dump(mode="json"),
+        }
+        file_hash = save(self.folder / MODEL, training.potential, {
+            "training": {"n_steps": spent.step, "flops": spent.flops}, "test": errors["test"],
+            "data": {"hash": self.pool.data_hash}})
+        record = Record("auto", read_json(self.folder / PLAN)["input_hash"], {**result, "model_hash": file_hash},
+                        {**self.watch.cost(), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops + labels}, self.made_by)
+        write_record(self.folder / RECORD, record)
+        return record
+
+    # What there is
+
+    def _sizes(self) -> list[Size]:
+        wanted = hash_json({"version": __version__, "data": self.pool.data_hash, "config": self.config.model_dump(mode="json")})
+        path = self.folder / PLAN
+        if path.exists():
+            known = read_json(path)
+            if known["input_hash"] != wanted:
+                raise FileError(expected="a new folder, or one of a run of these settings and data",
+                                received="one of another run", where=str(path), todo="choose another folder")
+            return [Size(**size) for size in known["sizes"]]
+        potential = self.pool.potential(self.pool.frames(N_ERRORS, 0), self.models[0], self.config.training, 0)
+        for model in self.models[1:]:  # says now which cannot grow into the next
+            potential = Growth(potential, model).potential()
+        sizes = [self.pool.measured(model, self.config.training, self.folder / "size") for model in self.models]
+        write_json(path, {"input_hash": wanted, "config": self.config.model_dump(mode="json"), "data_hash": self.pool.data_hash,
+                          "sizes": [asdict(size) for size in sizes]})
+        return sizes
+
+    def _known_events(self) -> list[Event]:
+        path = self.folder / EVENTS
+        return [_from_json(entry) for entry in read_json(path)] if path.exists() else []
+
+    def _stages(self) -> list[Stage]:
+        """All so far: they follow from the events."""
+        first = len(self.sizes) - 1 if self.config.policy == "largest" else 0
+        n_frames = min(self.config.n_start, len(self.pool.train))
+        found = [Stage(first, n_frames, self.config.flops - self.config.label_flops * n_frames)]
+        for event in self.events:
+            if event.stage != found[-1]:
+                found.append(event.stage)
+        return found
+
+    # What is done
+
+    def _training(self, number: int, stage: Stage) -> Training:
+        """The training of a stage; what the one before it has learned is carried over."""
+        stages = self._stages()
+        settings = self.config.training.model_copy(update={
+            "flops": stage.flops, "seed": self.config.seed, "cooldown": self.config.cooldown})
+        frames = self.pool.frames(stage.n_frames, self.config.seed)
+        for place in range(len(self.potentials), number + 1):
+            model = self.models[stages[place].size]
+            if place:
+                self.potentials.append(Growth(self.potentials[-1], model, seed=self.config.seed).potential())
+            else:
+                first = self.pool.frames(stages[0].n_frames, self.config.seed)
+                self.potentials.append(self.pool.potential(first, model, settings, self.config.seed))
+        potential = TransformerPotential.from_settings(self.potentials[number].settings())
+        potential.load_state_dict(self.potentials[number].state_dict())
+        training = Training(potential, frames, self.pool.validation, settings, self._folder(number))
+        if number:
+            growth = Growth(self.potentials[number - 1], self.models[stage.size], seed=self.config.seed)
+            grow_checkpoint(self._folder(number - 1), growth, training)
+        return training
+
+    def _folder(self, number: int) -> Path:
+        return self.folder / f"stage-{number:02d}"
+
+    def _next(self) -> None:
+        """Train for one look's worth, look, decide."""
+        stages = self._stages()
+        number, stage = len(stages) - 1, stages[-1]
+        training = self._training(number, stage)
+        paid = self.config.label_flops * stage.n_frames
+        bought = self.config.label_flops * (stage.n_frames - self.events[-1].look.n_frames) if self.events else 0.0
+        until = (self.events[-1].look.spent + bought if self.events else paid) + self.chunk
+        spent = training.run(until=min(1.0, (until - paid) / stage.flops), is_quiet=True)
+        look = self._look(training, stage, paid + spent.flops)
+        decision = self._decision(look, is_late=spent.flops >= (1 - self.config.cooldown) * stage.flops)
+        if decision.action == "stop":  # what is left is for the falling learning rate
+            end = Stage(stage.size, stage.n_frames, min(stage.flops, spent.flops / (1 - self.config.cooldown)))
+            event = Event(look, decision, end)
+        else:
+            frames = round(decision.n_frames)
+            left = stage.flops - self.config.label_flops * (frames - stage.n_frames)
+            is_same = decision.action == "train"
+            event = Event(look, decision, stage if is_same else Stage(decision.size, frames, left))
+        self.events.append(event)
+        write_json(self.folder / EVENTS, [_to_json(each) for each in self.events])
+
+    def _look(self, training: Training, stage: Stage, spent: float) -> Look:
+        """Errors of the running mean of the weights."""
+        potential = training.potential
+        potential.load_state_dict(training.mean.values)
+        frames = self.pool.frames(min(stage.n_frames, N_ERRORS), self.config.seed)
+        losses = [float(evaluate(potential, part)["force_rmse_meV_A"]) for part in (self.pool.validation, frames)]
+        seen = float(training.progress.step * self.config.training.batch_size)
+        return Look(float(self.sizes[stage.size].n_parameters), float(stage.n_frames), seen, spent, *losses)
+
+    def _decision(self, look: Look, *, is_late: bool) -> Decision:
+        looks, decisions = [*(event.look for event in self.events), look], [event.decision for event in self.events]
+        size = int(np.argmin(np.abs(self.costs.n_parameters - look.n_parameters)))
+        if is_late:
+            return Decision("stop", size, look.n_frames, "stop", look.loss, "the learning rate falls from here on")
+        if self.config.policy == "controller":
+            return decide(looks, decisions, self.costs, self.config.controller)
+        return fixed(self.config.policy, looks, decisions, size, self.costs)
+
+
+def fixed(policy: Policy, looks: Sequence[Look], decisions: Sequence[Decision], size: int, costs: Costs) -> Decision:
+    """What a fixed policy does: whenever the error is flat it grows what it always grows, by a factor of two or by one size."""
+    last = looks[-1]
+    grown = [n for n, decision in enumerate(decisions) if decision.action != "train"]
+    is_flat = len(looks) - (grown[-1] + 1 if grown else 0) >= 4 and looks[-4].loss / last.loss - 1 < FLAT
+    action = ORDERS[policy][len(grown) % len(ORDERS[policy])]
+    frames = min(2 * last.n_frames, costs.n_available)
+    is_paid = costs.label * (frames - last.n_frames) < 0.5 * (costs.budget - last.spent)
+    if not is_flat:
+        return Decision("train", size, last.n_frames, "train", np.nan, "the error still falls")
+    if not (frames > last.n_frames and is_paid if action == "grow_data" else size + 1 < len(costs.n_parameters)):
+        return Decision("train", size, last.n_frames, "train", np.nan, "there is no more to grow")
+    if action == "grow_data":
+        return Decision(action, size, frames, action, np.nan, "the error is flat")
+    return Decision(action, size + 1, last.n_frames, action, np.nan, "the error is flat")
+
+
+def _note(event: Event) -> str:
+    look = event.look
+    return f"F {look.loss:.1f} meV/Å, {look.n_parameters:,.0f} weights, {look.n_frames:,.0f} frames; {event.decision.action}"
+
+
+def _to_json(event: Event) -> dict[str, Any]:
+    decision = asdict(event.decision)
+    decision["foretold"] = None if np.isnan(event.decision.foretold) else event.decision.foretold
+    return {"look": asdict(event.look), "decision": decision, "stage": asdict(event.stage)}
+
+
+def _from_json(entry: dict[str, Any]) -> Event:
+    foretold = entry["decision"]["foretold"]
+    decision = Decision(**{**entry["decision"], "foretold": np.nan if foretold is None else foretold})
+    return Event(Look(**entry["look"]), decision, Stage(**entry["stage"]))

@@ -1,0 +1,90 @@
+"""A training that decides as it goes: growth keeps the error, the budget holds, and a kill changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command import sapis
+from sapis.core.errors import FileError, ModelError
+from sapis.core.files import read_json
+from sapis.core.seeds import generator
+from sapis.data.formats import read_systems
+from sapis.data.formats.xyz import write_systems
+from sapis.pipeline.auto import EVENTS, AutoConfig, auto
+from sapis.potential.bundle import hash_tensors, read_tensors
+
+SAMPLE = Path(__file__).parents[1] / "docs" / "data" / "organic-gfn2-v1" / "sample.extxyz.gz"
+
+
+def settings(**changes: object) -> dict[str, object]:
+    return {"flops": 4e9, "label_flops": 4e6, "widths": [16, 32], "model": {"preset": "nano", "n_layers": 1}, "n_start": 20,
+            "n_validation": 10, "n_test": 20, "training": {"validations": 1, "checkpoint_seconds": 0.2, "warmup_steps": 5},
+            "controller": {"looks": 14, "min_looks": 3}, **changes}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "data.extxyz"
+    write_systems(path, [system for system in read_systems(SAMPLE) if len(system) < 21])
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("auto") / "run"
+    auto(data, folder, AutoConfig.model_validate(settings()))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_budget_holds_and_growth_keeps_the_error(finished: Path, data: Path) -> None:
+    record = read_json(finished / "record.json")
+    assert record["cost"]["flops"] == pytest.approx(4e9, rel=0.02)
+    events = read_json(finished / EVENTS)
+    spent = np.array([event["look"]["spent"] for event in events])
+    assert (np.diff(spent) > 0).all() and spent[-1] < 4e9
+    actions = [event["decision"]["action"] for event in events]
+    assert actions[-1] == "stop" and any(action.startswith("grow") for action in actions)
+    stages = sorted(finished.glob("stage-*"))
+    assert len(stages) == 1 + sum(action.startswith("grow") for action in actions)
+    assert record["result"]["n_frames"] == events[-1]["stage"]["n_frames"] <= len(read_systems(data)) - 30
+
+
+@pytest.mark.slow
+def test_what_is_done_is_done_once_and_other_settings_are_refused(finished: Path, data: Path) -> None:
+    events = (finished / EVENTS).read_bytes()
+    model = (finished / "model.sapis").read_bytes()
+    auto(data, finished, AutoConfig.model_validate(settings()))
+    assert (finished / EVENTS).read_bytes() == events and (finished / "model.sapis").read_bytes() == model
+    with pytest.raises(FileError, match="another run"):
+        auto(data, finished, AutoConfig.model_validate(settings(seed=1)))
+    with pytest.raises(ModelError, match="16 channels"):
+        auto(data, finished.parent / "other", AutoConfig.model_validate(settings(widths=[16, 24])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_kills_at_random_moments_change_nothing(finished: Path, data: Path, tmp_path: Path, seed: int) -> None:
+    (tmp_path / "auto.yaml").write_text(str(settings()).replace("'", '"'))
+    command = [sys.executable, "-c", "from sapis.cli import main; main()", "scale", "auto", str(data), str(tmp_path / "run"),
+               "--config", str(tmp_path / "auto.yaml")]
+    rng = generator(seed, "kills")
+    for _ in range(5):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(float(rng.uniform(2.0, 8.0)))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert sapis("scale", "auto", data, tmp_path / "run", "--config", tmp_path / "auto.yaml").code == 0
+    assert read_json(tmp_path / "run" / EVENTS) == read_json(finished / EVENTS)
+    hashes = [hash_tensors(read_tensors(folder / sorted(p.name for p in folder.glob("stage-*"))[-1] / "best.safetensors")[0])
+              for folder in (finished, tmp_path / "run")]
+    assert hashes[0] == hashes[1]
