@@ -144,7 +144,9 @@ class _Plans:
     def __init__(self, law: Posterior, last: Look, size: int, costs: Costs, config: ControllerConfig) -> None:
         self.law, self.last, self.now, self.money = law, last, size, costs
         self.left = costs.budget - last.spent
-        sizes = np.arange(size, len(costs.n_parameters))
+        # A model that fits what it learns from much better than other frames is large enough for its data.
+        most = len(costs.n_parameters) if last.loss < config.gap * last.train_loss else size + 1
+        sizes = np.arange(size, most)
         frames = np.unique(np.minimum(last.n_frames * np.concatenate([[1.0], config.max_data_growth ** np.arange(0.5, 9.0, 0.5)]),
                                       costs.n_available))
         chunk = costs.budget / config.looks / max(self.left, 1e-12)
