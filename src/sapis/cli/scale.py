@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from sapis.core.config import C
     from sapis.scaling.fit import Floor
 
 scale_app = typer.Typer(no_args_is_help=True, help="Scaling laws on your own data: plan, run, fit, foretell.")
@@ -30,14 +31,11 @@ def plan(
     """A grid of trainings over compute, weights and frames that the budget pays for, with what each will cost."""
     from collections import Counter
 
-    from sapis.core.config import load_yaml, parse_config
     from sapis.pipeline.scale import plan_study
     from sapis.scaling.plan import StudyConfig
 
-    values = load_yaml(config) if config else {}
-    given = {name: value for name, value in (("cpu_seconds", cpu_seconds), ("flops", flops)) if value is not None}
-    where = str(config or "sapis scale plan")
-    study = plan_study(data, folder, parse_config(StudyConfig, {**values, **given}, where=where), isolated=isolated)
+    settings = _settings(StudyConfig, config, "plan", cpu_seconds=cpu_seconds, flops=flops)
+    study = plan_study(data, folder, settings, isolated=isolated)
     for size in study.sizes:
         typer.echo(f"{size.width} channels: {size.n_parameters:,} weights, {size.flops / 1e6:,.0f} MFLOP and "
                    f"{1e3 * size.cpu_seconds:.1f} CPU-ms a frame")
@@ -118,13 +116,11 @@ def auto(
     config: Annotated[Path | None, typer.Option(help="YAML with all settings.")] = None,
 ) -> None:
     """One training that decides as it goes what its budget buys: steps, frames or a larger model. The same command goes on."""
-    from sapis.core.config import load_yaml, parse_config
     from sapis.pipeline.auto import MODEL, AutoConfig
     from sapis.pipeline.auto import auto as run_auto
 
-    given = {"flops": flops, "label_flops": label_flops, "target": target}
-    values = {**(load_yaml(config) if config else {}), **{name: value for name, value in given.items() if value is not None}}
-    record = run_auto(data, folder, parse_config(AutoConfig, values, where=str(config or "sapis scale auto")), isolated=isolated)
+    settings = _settings(AutoConfig, config, "auto", flops=flops, label_flops=label_flops, target=target)
+    record = run_auto(data, folder, settings, isolated=isolated)
     for event in record.result["events"]:
         if event["decision"]["action"] != "train":
             look = event["look"]
@@ -134,6 +130,14 @@ def auto(
     typer.echo(f"{record.result['width']} channels, {record.result['n_frames']:,} frames, {record.cost['flops']:.2e} FLOPs: test "
                f"force RMSE {errors['force_rmse_meV_A']:.1f} meV/Å")
     typer.echo(f"model: {folder / MODEL}")
+
+
+def _settings(kind: type[C], config: Path | None, verb: str, **options: float | None) -> C:
+    """Those of the file, with the options that were given in their place."""
+    from sapis.core.config import load_yaml, parse_config
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return parse_config(kind, {**(load_yaml(config) if config else {}), **given}, where=str(config or f"sapis scale {verb}"))
 
 
 def _floor(mean: float | None, std: float | None) -> Floor | None:

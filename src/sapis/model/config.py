@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from sapis.core.config import Config
+from sapis.core.config import Config, parse_config
 from sapis.core.errors import ConfigError
 
 # Under the root of every norm.
@@ -95,13 +96,14 @@ def preset(name: str) -> ModelConfig:
     return ModelConfig(**PRESETS[name])
 
 
-def dial(n_channels: int) -> ModelConfig:
-    """The default architecture at another width, all that depends on the width in proportion: for studies of scaling.
+def dial(n_channels: int, settings: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The architecture of ``settings`` (the default one) at another width, all that depends on it in proportion: for studies of
+    scaling.
 
     Raises:
-        ConfigError: a width that is no multiple of the channels of a head.
+        ConfigError: a width that is no multiple of the channels of a head, or settings that make no model.
     """
     if n_channels < CHANNELS_PER_HEAD or n_channels % CHANNELS_PER_HEAD:
         raise ConfigError(expected=f"a multiple of {CHANNELS_PER_HEAD}", received=str(n_channels), where="n_channels",
                           todo="round it")
-    return ModelConfig(**_sizes(n_channels))
+    return parse_config(ModelConfig, {**(settings or {}), "n_channels": n_channels}, where="settings of the model")

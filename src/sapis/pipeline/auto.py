@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from sapis.api import save
-from sapis.core.config import Config, parse_config
+from sapis.core.config import Config
 from sapis.core.errors import FileError
 from sapis.core.files import hash_json, read_json, write_json
 from sapis.core.memory import keep_freed_memory
@@ -27,9 +27,8 @@ from sapis.core.progress import progress_bar
 from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.version import __version__
 from sapis.evaluate.errors import evaluate
-from sapis.model.config import ModelConfig
+from sapis.model.config import dial
 from sapis.model.growth import Growth
-from sapis.model.potential import TransformerPotential
 from sapis.pipeline.pool import Pool
 from sapis.scaling.controller import Action, ControllerConfig, Costs, Decision, decide
 from sapis.scaling.path import Look
@@ -108,15 +107,14 @@ class _Run:
         self.folder, self.config, self.watch, self.made_by = folder, config, Stopwatch(), provenance()
         self.pool = Pool(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by,
                          isolated=isolated, seed=config.seed)
-        self.models = [parse_config(ModelConfig, {**config.model, "n_channels": width}, where="model")
-                       for width in sorted(set(config.widths))]
+        self.models = [dial(width, config.model) for width in sorted(set(config.widths))]
         self.sizes = self._sizes()
         self.costs = Costs(np.array([float(size.n_parameters) for size in self.sizes]),
                            np.array([size.flops for size in self.sizes]), config.label_flops, float(len(self.pool.train)),
                            config.flops, config.target)
         self.chunk = config.flops / config.controller.looks
         self.events = self._known_events()
-        self.potentials: list[TransformerPotential] = []
+        self.begun: tuple[int, Training] | None = None  # the number of a stage and its training
 
     def finish(self) -> Record:
         """Look, decide and train to the end."""
@@ -126,8 +124,7 @@ class _Run:
                 self._next()
                 event = self.events[-1]
                 bar.update(task, completed=int(1000 * event.look.spent / self.config.flops), note=_note(event))
-            number, stage = len(self._stages()) - 1, self.events[-1].stage
-            training = self._training(number, stage)
+            stage, training = self.events[-1].stage, self._training()
             spent = training.run(is_quiet=True)
             bar.update(task, completed=1000, note=_note(self.events[-1]))
         errors = {name: evaluate(training.potential, part) for name, part in (("validation", self.pool.validation),
@@ -183,25 +180,23 @@ class _Run:
 
     # What is done
 
-    def _training(self, number: int, stage: Stage) -> Training:
-        """The training of a stage; what the one before it has learned is carried over."""
-        stages = self._stages()
-        settings = self.config.training.model_copy(update={
-            "flops": stage.flops, "seed": self.config.seed, "cooldown": self.config.cooldown})
-        frames = self.pool.frames(stage.n_frames, self.config.seed)
-        for place in range(len(self.potentials), number + 1):
-            model = self.models[stages[place].size]
-            if place:
-                self.potentials.append(Growth(self.potentials[-1], model, seed=self.config.seed).potential())
-            else:
-                first = self.pool.frames(stages[0].n_frames, self.config.seed)
-                self.potentials.append(self.pool.potential(first, model, settings, self.config.seed))
-        potential = TransformerPotential.from_settings(self.potentials[number].settings())
-        potential.load_state_dict(self.potentials[number].state_dict())
-        training = Training(potential, frames, self.pool.validation, settings, self._folder(number))
-        if number:
-            growth = Growth(self.potentials[number - 1], self.models[stage.size], seed=self.config.seed)
+    def _training(self) -> Training:
+        """The training of the present stage, made once; what the stage before it has learned is carried over."""
+        stages, seed = self._stages(), self.config.seed
+        number, stage = len(stages) - 1, stages[-1]
+        if self.begun is not None and self.begun[0] == number:
+            return self.begun[1]
+        settings = self.config.training.model_copy(update={"flops": stage.flops, "seed": seed, "cooldown": self.config.cooldown})
+        potential = self.pool.potential(self.pool.frames(stages[0].n_frames, seed), self.models[stages[0].size], settings, seed)
+        growth: Growth | None = None
+        for later in stages[1:]:
+            growth = Growth(potential, self.models[later.size], seed=seed)
+            potential = growth.potential()
+        training = Training(potential, self.pool.frames(stage.n_frames, seed), self.pool.validation, settings,
+                            self._folder(number))
+        if growth is not None:
             grow_checkpoint(self._folder(number - 1), growth, training)
+        self.begun = number, training
         return training
 
     def _folder(self, number: int) -> Path:
@@ -209,9 +204,7 @@ class _Run:
 
     def _next(self) -> None:
         """Train for one look's worth, look, decide."""
-        stages = self._stages()
-        number, stage = len(stages) - 1, stages[-1]
-        training = self._training(number, stage)
+        stage, training = self._stages()[-1], self._training()
         paid = self.config.label_flops * stage.n_frames
         bought = self.config.label_flops * (stage.n_frames - self.events[-1].look.n_frames) if self.events else 0.0
         until = (self.events[-1].look.spent + bought if self.events else paid) + self.chunk

@@ -32,7 +32,7 @@ from sapis.data.lint.sample import sample_of
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import Executor
 from sapis.executors.outcome import Failure, Limits
-from sapis.model.config import CHANNELS_PER_HEAD
+from sapis.model.config import CHANNELS_PER_HEAD, dial
 from sapis.pipeline.pool import Pool, n_parameters
 from sapis.report.scaling import write_scaling_report
 from sapis.scaling.fit import Floor
@@ -191,7 +191,7 @@ def _pool(data: Path, config: StudyConfig, isolated: Path | None) -> Pool:
 
 
 def _measured(pool: Pool, config: StudyConfig, width: int, folder: Path) -> Size:
-    return pool.measured(config.model_of(width), config.training, folder / TRIALS / f"w{width:03d}")
+    return pool.measured(dial(width, config.model), config.training, folder / TRIALS / f"w{width:03d}")
 
 
 def _trainer(folder: Path) -> Callable[[Trial], str]:
@@ -212,7 +212,7 @@ def _run(folder: Path, study: Study, pool: Pool, trial: Trial) -> str:
     torch.set_num_threads(settings.threads)
     made_by, watch = provenance(), Stopwatch()
     frames = pool.frames(trial.n_frames, trial.seed)
-    potential = pool.potential(frames, config.model_of(trial.width), settings, trial.seed)
+    potential = pool.potential(frames, dial(trial.width, config.model), settings, trial.seed)
     training = Training(potential, frames, pool.validation, settings, work)
     spent = training.run()
     seen = frames[:N_TRAINING_ERRORS]
@@ -319,7 +319,7 @@ def _size_near(folder: Path, study: Study, wanted: float) -> Size:
     pool = _pool(study.data, study.config, study.isolated)
     numbers = {}
     for width in range(CHANNELS_PER_HEAD, MAX_WIDTH + 1, CHANNELS_PER_HEAD):
-        potential = pool.potential(pool.frames(MIN_FRAMES, 0), study.config.model_of(width), study.config.training, 0)
+        potential = pool.potential(pool.frames(MIN_FRAMES, 0), dial(width, study.config.model), study.config.training, 0)
         numbers[width] = abs(np.log(n_parameters(potential) / wanted))
         if n_parameters(potential) > wanted:
             break

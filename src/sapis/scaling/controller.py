@@ -90,9 +90,8 @@ def decide(looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs, c
     wish = _by_gap(looks, size, costs, config) if len(looks) < config.min_looks else _by_law(looks, size, costs, config)
     if wish.action == "train":
         return wish
-    before = [decision.wish for decision in decisions[len(decisions) - config.votes + 1 :]] if config.votes > 1 else []
-    kinds = [_kind(each) for each in before]
-    if len(before) == config.votes - 1 and all(kind == _kind(wish.action) for kind in kinds):
+    before = decisions[len(decisions) - config.votes + 1 :]
+    if len(before) == config.votes - 1 and all(_kind(decision.wish) == _kind(wish.action) for decision in before):
         return wish
     return Decision("train", size, last.n_frames, wish.wish, wish.foretold, f"{wish.reason}; it waits for another vote")
 
@@ -123,14 +122,14 @@ def _by_law(looks: Sequence[Look], size: int, costs: Costs, config: ControllerCo
     if costs.target is not None:
         score = plans.costs_of(costs.target)
         if np.isfinite(score).any():
-            return _chosen(plans, score, np.nan, "cost of the target", last, size, costs, config)
+            return _chosen(plans, score, is_cost=True)
     doubled = _Plans(law, last, size, replace(costs, budget=2 * last.spent), config)
     gain = float(np.log(now) - np.log(doubled.losses()).mean(axis=0).min())
     if gain < config.stop_below:
         return Decision("stop", size, last.n_frames, "stop", now, f"as much again as was spent would gain "
                         f"{100 * gain:.1f} %")
     score = np.log(plans.losses()).mean(axis=0)
-    return _chosen(plans, score, float(np.log(last.loss)), "error at the end", last, size, costs, config)
+    return _chosen(plans, score, is_cost=False)
 
 
 class _Plans:
@@ -142,7 +141,7 @@ class _Plans:
     """
 
     def __init__(self, law: Posterior, last: Look, size: int, costs: Costs, config: ControllerConfig) -> None:
-        self.law, self.last, self.now, self.money = law, last, size, costs
+        self.law, self.last, self.now, self.money, self.config = law, last, size, costs, config
         self.left = costs.budget - last.spent
         # A model that fits what it learns from much better than other frames is large enough for its data.
         most = len(costs.n_parameters) if last.loss < config.gap * last.train_loss else size + 1
@@ -179,10 +178,14 @@ class _Plans:
                           + self.money.label * (self.n_frames - self.last.n_frames))
 
 
-def _chosen(plans: _Plans, score: np.ndarray, now: float, words: str, last: Look, size: int, costs: Costs,
-            config: ControllerConfig) -> Decision:
-    """The decision that the best plan asks for: its first step, if that is to grow, in bounds."""
-    is_cost = not np.isfinite(now)
+def _chosen(plans: _Plans, score: np.ndarray, *, is_cost: bool) -> Decision:
+    """The decision that the best plan asks for: its first step, if that is to grow, in bounds.
+
+    Args:
+        score: of each plan, the less the better: a cost, or the logarithm of an error.
+    """
+    last, size, costs, config = plans.last, plans.now, plans.money, plans.config
+    words = "cost of the target" if is_cost else "error at the end"
     grows = (plans.size > size) | (plans.n_frames > last.n_frames)
     never, later, soon = (float(score[mask].min(initial=np.inf)) for mask in (
         ~grows, grows & (plans.delay > 0), grows & (plans.delay == 0)))

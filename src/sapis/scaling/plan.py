@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from sapis.core.config import Config, parse_config
+from sapis.core.config import Config
 from sapis.core.errors import ConfigError
-from sapis.model.config import CHANNELS_PER_HEAD, ModelConfig
 from sapis.training.config import TrainingConfig
 
 MIN_FRAMES = 20  # of a training; with fewer, chance decides
@@ -48,16 +47,6 @@ class StudyConfig(Config):
         if any(budget is not None for budget in budgets):
             raise ValueError("training settings without epochs, cpu_seconds or flops: the plan says how long each training is")
         return self
-
-    def model_of(self, width: int) -> ModelConfig:
-        """The architecture at a width.
-
-        Raises:
-            ConfigError: no such model.
-        """
-        if width < CHANNELS_PER_HEAD or width % CHANNELS_PER_HEAD:
-            raise ConfigError(expected=f"multiples of {CHANNELS_PER_HEAD}", received=str(width), where="widths", todo="round it")
-        return parse_config(ModelConfig, {**self.model, "n_channels": width}, where="model of the study")
 
 
 @dataclass(frozen=True)
