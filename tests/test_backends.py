@@ -158,7 +158,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "collect": collect_case,
     "weigh": lambda: ((9, 3, 2), arrays((9, 3, 2), (4, 3, 2), (2, 2, 3, 2)), (SPECIES, 1), True),
     "linear": lambda: ((4, 3, 5), arrays((9, 3, 4), (2, 4, 5)), (), True),
-    "norm": lambda: ((4, 6), arrays((4, 6)), (0.4, 3), False),
+    "norm": lambda: ((4, 6), arrays((4, 6)), (0.4, 3, 0.3), False),
     "swiglu": lambda: ((4, 3), arrays((4, 8)), (), False),
     "gate": lambda: ((9, 3, 2), arrays((9, 3, 2), (3, 6), (3, 2)), (2,), False),
     "scalars": lambda: ((3, 2), arrays((4, 3, 2)), (), False),

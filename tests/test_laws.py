@@ -151,6 +151,16 @@ class CountingNeighbours(LennardJones):
         return add(super()._predict_one(system), 1e-4 * np.maximum(0, counts - 1))
 
 
+class Spiked(LennardJones):
+    """A bump far narrower than the bond is stiff, smooth in every derivative, where few frames have a pair."""
+
+    def pair_energy(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        u, slope = super().pair_energy(r)
+        x = (r - 3.9) / 0.005
+        bump = 1e-3 * np.exp(-x**2)
+        return u + bump, slope - 2 * x * bump / 0.005
+
+
 class Leaking(LennardJones):
     """Adds the mean energy of the batch: what is predicted together influences each other."""
 
@@ -221,6 +231,7 @@ def test_only_the_broken_law_fails(fault: Callable[[System, Prediction], Predict
     (Truncated(), "smoothness"),
     (OnceContinuous(), "smoothness"),
     (CountingNeighbours(), "smoothness"),
+    (Spiked(), "spikes"),
     (Leaking(), "batching"),
 ], ids=lambda value: getattr(value, "__name__", type(value).__name__))
 def test_a_planted_potential_is_caught(potential: Potential, caught_by: str) -> None:

@@ -355,6 +355,16 @@ def test_settings_survive_json() -> None:
         assert (one.forces == other.forces).all()
 
 
+def test_models_from_before_norms_were_softened_stay_the_functions_they_were() -> None:
+    potential = small_potential(norm_epsilon=1e-6)
+    settings = potential.settings()
+    del settings["config"]["norm_epsilon"]
+    again = TransformerPotential.from_settings(settings)
+    again.load_state_dict(potential.state_dict())
+    for one, other in zip(potential.predict(MIXED), again.predict(MIXED), strict=True):
+        assert one.energy == other.energy
+
+
 def test_weights_are_all_that_is_saved() -> None:
     potential = small_potential()
     assert set(potential.state_dict()) == {name for name, _ in potential.named_parameters()}

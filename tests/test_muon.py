@@ -34,12 +34,13 @@ def test_singular_values_come_near_one_and_singular_vectors_stay(shape: tuple[in
     assert torch.allclose(nearest_orthogonal([7 * matrices])[0], found, atol=1e-6)
 
 
-def test_steps_are_those_of_torch() -> None:
+@pytest.mark.parametrize("decay", [0.0, 3.0])
+def test_steps_are_those_of_torch(decay: float) -> None:
     """`torch.optim.Muon` iterates in bfloat16, hence the tolerance."""
     (ours,) = weights((24, 48))
     theirs = copy.deepcopy(ours)
-    one = Muon([ours], lr=0.01)
-    other = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    one = Muon([ours], lr=0.01, weight_decay=decay)
+    other = torch.optim.Muon([theirs], lr=0.01, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     before = ours.detach().clone()
     for step in range(5):
         give_gradients([ours], step)

@@ -10,10 +10,6 @@ from pydantic import Field, model_validator
 from sapis.core.config import Config, parse_config
 from sapis.core.errors import ConfigError
 
-# Under the root of every norm.
-NORM_EPSILON = 1e-6
-
-
 # Channels of a head: heads are as many as the width asks for, so that what a head sees does not change with it.
 CHANNELS_PER_HEAD = 8
 
@@ -48,6 +44,7 @@ class ModelConfig(Config):
     n_layers: int = Field(2, ge=1, description="interaction layers")
     order: int = Field(3, ge=1, le=3, description="highest order of the many-body product")
     n_radial: int = Field(5, ge=1, description="Bessel functions")
+    norm_epsilon: float = Field(1.0, gt=0, description="added to the mean of squares under the root of every norm")
     n_hidden_readout: int = Field(BASE_WIDTHS["n_hidden_readout"], ge=1, description="hidden width of the last read-out")
     zbl: bool = Field(False, description="add the repulsion of nuclei at close range, see `sapis.model.repulsion`")
 

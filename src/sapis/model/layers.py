@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sapis.model.config import NORM_EPSILON
 from sapis.model.edges import EdgeList, Slots
 from sapis.so3.contraction import density_couplings, entries, product_couplings
 from sapis.so3.coupling import coupling_paths
@@ -53,12 +52,20 @@ def envelope(x: torch.Tensor) -> torch.Tensor:
 
 
 class GroupNorm(nn.Module):
-    """Divides scalars by their root mean square within groups of channels, so that new groups leave old ones alone."""
+    """Divides scalars by their root mean square within groups of channels, so that new groups leave old ones alone.
+
+    ``epsilon`` under the root is of the size of the scalars: where a group passes zero, a norm turns round within a distance that
+    goes with its root, and all that comes after has a spike there if that is short (docs/lab/0010-spikes.md).
+    """
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
 
     def forward(self, scalars: torch.Tensor) -> torch.Tensor:
         """``(atoms, channels)`` -> the same shape."""
         group = norm_group(scalars.shape[-1])
-        return grouped_norm(scalars, group, 1 / group)
+        return grouped_norm(scalars, group, 1 / group, self.epsilon)
 
 
 def norm_group(channels: int) -> int:
@@ -66,10 +73,10 @@ def norm_group(channels: int) -> int:
     return NORM_GROUP if channels % NORM_GROUP == 0 else channels
 
 
-def grouped_norm(values: torch.Tensor, group: int, factor: float) -> torch.Tensor:
+def grouped_norm(values: torch.Tensor, group: int, factor: float, epsilon: float) -> torch.Tensor:
     """``x / sqrt(factor * sum(x^2) + epsilon)`` within each group of columns of ``(atoms, channels)``."""
     groups = values.unflatten(-1, (-1, group))
-    return (groups * torch.rsqrt(factor * groups.square().sum(-1, keepdim=True) + NORM_EPSILON)).flatten(-2)
+    return (groups * torch.rsqrt(factor * groups.square().sum(-1, keepdim=True) + epsilon)).flatten(-2)
 
 
 class DegreeLinear(nn.Module):
@@ -152,13 +159,13 @@ class Attention(nn.Module):
     value_of_head: torch.Tensor
 
     def __init__(self, *, l_max: int, l_max_carried: int, n_channels: int, n_carried: int, n_heads: int, n_radial: int,
-                 average_neighbors: float, dtype: torch.dtype) -> None:
+                 average_neighbors: float, norm_epsilon: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.n_radial, self.n_per_head = n_radial, n_channels // n_heads
         self.l_max, self.n_carried = l_max, n_carried
         self.n_lm_carried = (l_max_carried + 1) ** 2
         self.scale = 1 / math.sqrt(average_neighbors)
-        self.norm = GroupNorm()
+        self.norm = GroupNorm(norm_epsilon)
         self.query = nn.Linear(n_channels, n_channels, bias=False, dtype=dtype)
         self.key = nn.Linear(n_channels, n_channels, bias=False, dtype=dtype)
         self.temperature = nn.Parameter(torch.full((n_heads,), 1.0, dtype=dtype))
@@ -179,8 +186,8 @@ class Attention(nn.Module):
         scalars = self.norm(features[0])
         values = self.value(features).transpose(0, 1).flatten(1)
         # Unit length per head, so that a logit is a cosine times the head's temperature.
-        keys = grouped_norm(self.key(scalars), self.n_per_head, 1.0)
-        queries = grouped_norm(self.query(scalars), self.n_per_head, 1.0) * (self.head_of_channel @ self.temperature)
+        keys = grouped_norm(self.key(scalars), self.n_per_head, 1.0, self.norm.epsilon)
+        queries = grouped_norm(self.query(scalars), self.n_per_head, 1.0, self.norm.epsilon) * (self.head_of_channel @ self.temperature)
         return self.coupling.mix(self.coupling.ordered(self._density(edges, queries, keys, values)), len(values))
 
     def _density(self, edges: Edges, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -258,10 +265,10 @@ class Gate(nn.Module):
 
     degree: torch.Tensor
 
-    def __init__(self, *, l_max: int, n_channels: int, dtype: torch.dtype) -> None:
+    def __init__(self, *, l_max: int, n_channels: int, norm_epsilon: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.l_max, self.n_channels = l_max, n_channels
-        self.norm = GroupNorm()
+        self.norm = GroupNorm(norm_epsilon)
         self.widen = nn.Linear(n_channels, (4 + l_max) * n_channels, dtype=dtype)
         self.narrow = nn.Linear(2 * n_channels, n_channels, bias=False, dtype=dtype)
         self.register_buffer("degree", torch.as_tensor(degrees(l_max)[1:] - 1), persistent=False)

@@ -23,6 +23,7 @@ from sapis.model.repulsion import Repulsion
 from sapis.model.transformer import Transformer
 from sapis.potential.prediction import Prediction
 
+FORMER_EPSILON = 1e-6  # of the norms of models that do not say theirs: the first ones had this
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -95,7 +96,8 @@ class TransformerPotential(nn.Module):
     @classmethod
     def from_settings(cls, settings: dict[str, Any], *, seed: int = 0) -> TransformerPotential:
         """The inverse of `settings`; the weights are random until loaded."""
-        known = {"config": ModelConfig(**settings["config"]), "conditions": Conditions.from_json(settings.get("conditions", {}))}
+        config = ModelConfig(**{"norm_epsilon": FORMER_EPSILON, **settings["config"]})
+        known = {"config": config, "conditions": Conditions.from_json(settings.get("conditions", {}))}
         return cls(**{**settings, **known}, seed=seed)
 
     def with_precision(self, precision: str) -> TransformerPotential:

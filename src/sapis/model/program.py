@@ -177,7 +177,8 @@ class Program:
         shape = self.tape.values[values].shape
         if group is None:
             group = norm_group(shape[1])
-        return self.tape.run("norm", shape, values, constants=(1 / group if factor is None else factor, group))
+        constants = (1 / group if factor is None else factor, group, self.transformer.config.norm_epsilon)
+        return self.tape.run("norm", shape, values, constants=constants)
 
     def _scalars(self, features: int) -> int:
         return self.tape.run("scalars", self.tape.values[features].shape[1:], features)

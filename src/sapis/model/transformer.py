@@ -38,7 +38,8 @@ class Layer(nn.Module):
         channels = config.n_channels
         self.attention = Attention(
             l_max=config.l_max, l_max_carried=l_max_in, n_channels=channels, n_carried=config.n_channels_carried,
-            n_heads=config.n_heads, n_radial=config.n_radial, average_neighbors=average_neighbors, dtype=dtype,
+            n_heads=config.n_heads, n_radial=config.n_radial, average_neighbors=average_neighbors,
+            norm_epsilon=config.norm_epsilon, dtype=dtype,
         )
         # Products of two are a part of the outcome, too.
         l_max_product = min(max(config.l_max_product, l_max_out), config.l_max)
@@ -47,7 +48,7 @@ class Layer(nn.Module):
         self.update = DegreeLinear(l_max_out, channels, channels, dtype)
         self.keep = DegreeLinear(min(l_max_in, l_max_out), channels, channels, dtype)
         self.keep_weights = nn.Parameter(torch.ones(n_species, min(l_max_in, l_max_out) + 1, channels, dtype=dtype))
-        self.gate = Gate(l_max=l_max_out, n_channels=channels, dtype=dtype)
+        self.gate = Gate(l_max=l_max_out, n_channels=channels, norm_epsilon=config.norm_epsilon, dtype=dtype)
 
     def forward(self, features: torch.Tensor, species: torch.Tensor, edges: Edges) -> torch.Tensor:
         """``(lm_in, atoms, channels)`` -> ``(lm_out, atoms, channels)``."""

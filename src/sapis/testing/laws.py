@@ -20,6 +20,7 @@ from sapis.testing import tolerances
 from sapis.testing.tolerances import Tolerance
 
 N_COMPONENTS = 12  # force components tried per system: each costs four energies
+N_LINES = 4  # straight lines followed through each system
 
 # Fourth-order central difference: f'(0) = sum(weight * f(step * h)) / h (Fornberg, Math. Comput. 51, 1988).
 STENCIL_STEPS = np.array([-2, -1, 1, 2])
@@ -174,6 +175,16 @@ def smoothness(potential: Potential, systems: Sequence[System], rng: np.random.G
                   "energy, force and curvature have no jump at the cutoff")
 
 
+def spikes(potential: Potential, systems: Sequence[System], rng: np.random.Generator) -> Check:
+    """No spikes: along straight lines on which every atom moves, the force along the line changes as smoothly as bonds do.
+
+    A trained model can be smooth in every derivative and have bumps much narrower than any bond is stiff, where it has no data
+    (docs/lab/0010-spikes.md); errors on test frames and finite differences pass them by.
+    """
+    errors = [roughness(potential, system, rng) for system in systems for _ in range(N_LINES)]
+    return _check("spikes", errors, tolerances.SPIKES, potential, "along a line the force has no spike")
+
+
 def extensivity(potential: Potential, systems: Sequence[System], rng: np.random.Generator) -> Check | None:
     """Two copies out of sight of each other, or a doubled periodic cell, have twice the energy."""
     if not np.isfinite(potential.cutoff):
@@ -219,7 +230,7 @@ def energy_sum(potential: Potential, systems: Sequence[System], rng: np.random.G
 
 LAWS: dict[str, Law] = {
     "translation": translation, "rotation": rotation, "inversion": inversion, "permutation": permutation,
-    "forces": forces, "stress": stress, "smoothness": smoothness, "extensivity": extensivity,
+    "forces": forces, "stress": stress, "smoothness": smoothness, "spikes": spikes, "extensivity": extensivity,
     "batching": batching, "isolated_atom": isolated_atom, "energy_sum": energy_sum,
 }
 
@@ -229,6 +240,19 @@ def same_function(potential: Potential, other: Potential, systems: Sequence[Syst
     plain = [system.without_labels() for system in systems]
     errors = [_error(got, expected) for got, expected in zip(other.predict(plain), potential.predict(plain), strict=True)]
     return _check("growth", errors, tolerances.GROWTH, potential, "the grown model is the same function as the smaller one")
+
+
+def roughness(potential: Potential, system: System, rng: np.random.Generator) -> float:
+    """The largest fourth difference of the force along a random straight line, on which every atom moves, over max(1 eV/Å, the
+    largest force on the line).
+    """
+    step, reach = tolerances.SPIKE_STEP.at(potential.precision), tolerances.SPIKE_REACH
+    direction = rng.standard_normal(system.positions.shape)
+    direction /= np.linalg.norm(direction, axis=1).max()
+    line = potential.predict([replace(system.without_labels(), positions=system.positions + place * direction)
+                              for place in np.arange(-reach, reach + step / 2, step)])
+    along = np.array([(prediction.forces * direction).sum() for prediction in line])
+    return float(np.abs(np.diff(along, 4)).max() / max(map(_force_scale, line)))
 
 
 class PotentialContract:
@@ -277,6 +301,9 @@ class PotentialContract:
 
     def test_smoothness(self) -> None:
         self._require("smoothness")
+
+    def test_spikes(self) -> None:
+        self._require("spikes")
 
     def test_extensivity(self) -> None:
         self._require("extensivity")

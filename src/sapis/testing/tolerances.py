@@ -60,6 +60,14 @@ SMOOTHNESS = Tolerance(
     "jump at the cutoff extrapolated from either side: 0 for twice continuously differentiable energies",
 )
 
+SPIKE_REACH = 0.15  # Å: every atom moves by up to this much to either side, as far as bonds stretch at some 1,000 K
+SPIKE_STEP = Tolerance(4e-3, 4e-3, "Å", "spikes of trained models were 5 to 10 thousandths of an Å wide")
+SPIKES = Tolerance(
+    1e-2, 1e-2, "relative",
+    "h^4 of a bond's fifth derivative is some 1e-5 of its force, and models that learnt little else stay below 3e-3; a spike has 0.1 "
+    "to 10",
+)
+
 NVE_DRIFT_MEV_ATOM_PS = Tolerance(
     0.01, 0.05, "meV/atom/ps", "a smooth conservative potential has no drift; 0.01 is 1 meV/atom in 100 ps",
 )

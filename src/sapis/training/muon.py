@@ -35,11 +35,13 @@ class Muon(torch.optim.Optimizer):
             whether they may be matrices: the rows of a table do not belong together.
         lr: learning rate.
         momentum: decay of the mean of the gradients of matrices.
+        weight_decay: matrices lose this part of themselves times the learning rate at every step. Their steps have a size of their
+            own, so that without it they grow as long as they are trained.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95,
-                 ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "has_matrices": True})
+                 weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "has_matrices": True})
         self._stacks: _Stacks | None = None
 
     @torch.no_grad()
@@ -139,7 +141,9 @@ class _Matrices(_Stack):
         """One step along orthogonal matrices."""
         self.steps += 1
         # An orthogonal step of entries of one size grows with the root of the width, a step of Adam with the width.
-        rate = self.group["lr"] / math.sqrt(self.group.get("rate_factor", 1.0))
+        factor = self.group.get("rate_factor", 1.0)
+        rate = self.group["lr"] / math.sqrt(factor)
+        torch._foreach_mul_(list[torch.Tensor](self.parameters), 1 - self.group["lr"] / factor * self.group["weight_decay"])
         self.move(direction, -rate * ADAM_SIZE * math.sqrt(max(self.shape)))
 
 

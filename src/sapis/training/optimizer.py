@@ -34,7 +34,7 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str,
                    ) -> torch.optim.Optimizer:
     """Muon, or Adam with AMSGrad, of weights or groups of them."""
     if config.optimizer == "muon":
-        return Muon(parameters, lr=config.learning_rate)
+        return Muon(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     return torch.optim.Adam(parameters, lr=config.learning_rate, amsgrad=True, foreach=True)
 
 

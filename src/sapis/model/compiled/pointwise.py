@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 
 from sapis.model.compiled.mixing import jit
-from sapis.model.config import NORM_EPSILON
 
 
 @jit
@@ -65,20 +64,20 @@ def linear_double_backward(d_d_out, d_features, d_weight, d_out, features, weigh
 
 
 @jit
-def norm(out, values, factor, group):
+def norm(out, values, factor, group, epsilon):
     """``y = x (factor |x|^2 + epsilon)^(-1/2)`` for each group of channels."""
     for row in range(values.shape[0]):
         for start in range(0, values.shape[1], group):
             total = values[row, start] * 0
             for channel in range(start, start + group):
                 total += values[row, channel] * values[row, channel]
-            inverse = 1 / np.sqrt(factor * total + NORM_EPSILON)
+            inverse = 1 / np.sqrt(factor * total + epsilon)
             for channel in range(start, start + group):
                 out[row, channel] = values[row, channel] * inverse
 
 
 @jit
-def norm_backward(d_values, d_out, values, factor, group):
+def norm_backward(d_values, d_out, values, factor, group, epsilon):
     """``dx = r dy - factor r^3 (x . dy) x`` with ``r`` the inverse norm."""
     for row in range(values.shape[0]):
         for start in range(0, values.shape[1], group):
@@ -86,14 +85,14 @@ def norm_backward(d_values, d_out, values, factor, group):
             for channel in range(start, start + group):
                 total += values[row, channel] * values[row, channel]
                 along += values[row, channel] * d_out[row, channel]
-            inverse = 1 / np.sqrt(factor * total + NORM_EPSILON)
+            inverse = 1 / np.sqrt(factor * total + epsilon)
             along *= factor * inverse * inverse * inverse
             for channel in range(start, start + group):
                 d_values[row, channel] = inverse * d_out[row, channel] - along * values[row, channel]
 
 
 @jit
-def norm_double_backward(d_d_out, d_values, d_out, values, t_values, factor, group):
+def norm_double_backward(d_d_out, d_values, d_out, values, t_values, factor, group, epsilon):
     """``<t, dx>`` differentiated by dy and by x."""
     for row in range(values.shape[0]):
         for start in range(0, values.shape[1], group):
@@ -105,7 +104,7 @@ def norm_double_backward(d_d_out, d_values, d_out, values, t_values, factor, gro
                 x_d += x * d
                 x_t += x * t
                 d_t += d * t
-            inverse = 1 / np.sqrt(factor * total + NORM_EPSILON)
+            inverse = 1 / np.sqrt(factor * total + epsilon)
             cube = factor * inverse * inverse * inverse
             straight = 3 * cube * factor * inverse * inverse * x_t * x_d - cube * d_t
             for channel in range(start, start + group):
