@@ -25,11 +25,11 @@ from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.seeds import generator
 from sapis.scaling.controller import ControllerConfig, Costs, Decision, decide
 from sapis.scaling.path import Look
+from sapis.scaling.policies import POLICIES, Policy, fixed
 
 HERE = Path(__file__).parent
 N_SIZES, FIRST_FRAMES, FIRST_WEIGHTS = 7, 100.0, 1e4
 N_LOOKS = 50  # over the budget
-PLATEAU = 0.02  # gain of three looks below which the fixed policies grow
 TARGET = 1.1  # times the oracle's error: what is to be reached at least cost
 PATIENCE = 4.0  # budgets after which a policy that has not reached it is given up
 
@@ -127,41 +127,32 @@ class World:
         self.looks.append(Look(float(self.costs.n_parameters[self.size]), self.n_frames, self.seen, self.spent, *noisy.tolist()))
 
 
-def controlled(world: World, config: ControllerConfig) -> list[Decision]:
-    """Let the controller spend the budget; its decisions."""
+def spend(world: World, decide_next: Callable[[list[Look], list[Decision]], Decision]) -> list[Decision]:
+    """Look and decide until the budget is spent; the decisions."""
     decisions: list[Decision] = []
-    chunk = world.costs.budget / config.looks
+    chunk = world.law.budget / N_LOOKS
     while True:
         world.train(min(chunk, world.costs.budget - world.spent))
-        decisions.append(decide(world.looks, decisions, world.costs, config))
-        if decisions[-1].action == "stop":
+        decisions.append(decide_next(world.looks, decisions))
+        if decisions[-1].action == "stop" or world.spent >= world.costs.budget * (1 - 1e-9):
             return decisions
         if decisions[-1].action != "train":
             world.grow(decisions[-1].size, decisions[-1].n_frames)
 
 
-def fixed(world: World, order: str, *, is_largest: bool = False) -> None:
-    """Grow what ``order`` names ("d", "m" or both in turn) whenever the error is flat."""
-    budget, turn, since = world.costs.budget, 0, 0
-    if is_largest:
+def controlled(world: World, config: ControllerConfig) -> list[Decision]:
+    """Let the controller spend the budget; its decisions."""
+    return spend(world, lambda looks, decisions: decide(looks, decisions, world.costs, config))
+
+
+def follow(world: World, policy: Policy, config: ControllerConfig) -> None:
+    """Let a policy spend the budget."""
+    if policy == "controller":
+        controlled(world, config)
+        return
+    if policy == "largest":
         world.grow(len(world.costs.n_parameters) - 1, world.n_frames)
-    while world.spent < budget * (1 - 1e-9):
-        world.train(min(world.law.budget / N_LOOKS, budget - world.spent))
-        since += 1
-        losses = [look.loss for look in world.looks[-4:]]
-        if since < 4 or losses[0] / losses[-1] - 1 > PLATEAU:
-            continue
-        what, turn, since = order[turn % len(order)], turn + 1, 0
-        if what == "d" and world.costs.label * world.n_frames < 0.5 * (budget - world.spent):
-            world.grow(world.size, min(2 * world.n_frames, world.costs.n_available))
-        elif what == "m":
-            world.grow(min(world.size + 1, len(world.costs.n_parameters) - 1), world.n_frames)
-
-
-POLICIES: dict[str, Callable[[World], Any]] = {
-    "data only": lambda world: fixed(world, "d"), "model only": lambda world: fixed(world, "m"),
-    "in turn": lambda world: fixed(world, "dm"), "largest model": lambda world: fixed(world, "d", is_largest=True),
-}
+    spend(world, lambda looks, decisions: fixed(policy, looks, decisions, world.costs))
 
 
 def oracle(law: Law) -> float:
@@ -184,12 +175,12 @@ def compare(seed: int, config: ControllerConfig) -> dict[str, Any]:
     least = oracle(law)
     ends, to_target = {}, {}
     patient = config.model_copy(update={"looks": round(PATIENCE * config.looks)})
-    for name in ("controller", *POLICIES):
+    for name in POLICIES:
         world = World(law, law.costs(), seed)
-        controlled(world, config) if name == "controller" else POLICIES[name](world)
+        follow(world, name, config)
         ends[name] = world.truth / least - 1
         world = World(law, law.costs(TARGET * least, PATIENCE * law.budget), seed)
-        controlled(world, patient) if name == "controller" else POLICIES[name](world)
+        follow(world, name, patient)
         reached = np.array(world.truths) <= TARGET * least
         to_target[name] = world.looks[int(reached.argmax())].spent / law.budget if reached.any() else np.inf
     return {"regret": ends, "cost_to_target": to_target}
@@ -205,7 +196,7 @@ def main() -> None:
     made_by, watch = provenance(), Stopwatch()
     found = [compare(seed, config) for seed in range(options.first, options.first + options.worlds)]
     summary = {}
-    for name in ("controller", *POLICIES):
+    for name in POLICIES:
         regret = np.array([one["regret"][name] for one in found])
         cost = np.array([one["cost_to_target"][name] for one in found])
         summary[name] = {"median_regret": float(np.median(regret)), "p90_regret": float(np.quantile(regret, 0.9)),

@@ -185,9 +185,9 @@ class Attention(nn.Module):
         """``(lm, atoms, channels)`` -> ``(lm, atoms, channels)``."""
         scalars = self.norm(features[0])
         values = self.value(features).transpose(0, 1).flatten(1)
-        # Unit length per head, so that a logit is a cosine times the head's temperature.
-        keys = grouped_norm(self.key(scalars), self.n_per_head, 1.0, self.norm.epsilon)
-        queries = grouped_norm(self.query(scalars), self.n_per_head, 1.0, self.norm.epsilon) * (self.head_of_channel @ self.temperature)
+        # Unit length per head, where they are not short, so that a logit is a cosine times the head's temperature.
+        keys, queries = (grouped_norm(each(scalars), self.n_per_head, 1.0, self.norm.epsilon) for each in (self.key, self.query))
+        queries = queries * (self.head_of_channel @ self.temperature)
         return self.coupling.mix(self.coupling.ordered(self._density(edges, queries, keys, values)), len(values))
 
     def _density(self, edges: Edges, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,9 @@ Everything is paid in FLOPs of training; a label costs those that could be done 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,22 +29,16 @@ from sapis.evaluate.errors import evaluate
 from sapis.model.config import dial
 from sapis.model.growth import Growth
 from sapis.pipeline.pool import Pool
-from sapis.scaling.controller import Action, ControllerConfig, Costs, Decision, decide
+from sapis.scaling.controller import ControllerConfig, Costs, Decision, decide
 from sapis.scaling.path import Look
 from sapis.scaling.plan import Size
+from sapis.scaling.policies import Policy, fixed
 from sapis.training.config import TrainingConfig
 from sapis.training.growth import grow_checkpoint
 from sapis.training.loop import Training
 
 PLAN, EVENTS, MODEL, RECORD = "plan.json", "events.json", "model.sapis", "record.json"
-FLAT = 0.02  # gain of three looks below which a fixed policy grows
 N_ERRORS = 200  # frames whose error is the training error
-
-ORDERS: dict[str, tuple[Action, ...]] = {
-    "data": ("grow_data",), "model": ("grow_model",), "in turn": ("grow_data", "grow_model"), "largest": ("grow_data",)}
-
-Policy = Literal["controller", "data", "model", "in turn", "largest"]
-
 
 class AutoConfig(Config):
     """What is to be decided, and what it may cost."""
@@ -186,7 +179,7 @@ class _Run:
         number, stage = len(stages) - 1, stages[-1]
         if self.begun is not None and self.begun[0] == number:
             return self.begun[1]
-        settings = self.config.training.model_copy(update={"flops": stage.flops, "seed": seed, "cooldown": self.config.cooldown})
+        settings = self._settings(stage)
         potential = self.pool.potential(self.pool.frames(stages[0].n_frames, seed), self.models[stages[0].size], settings, seed)
         growth: Growth | None = None
         for later in stages[1:]:
@@ -198,6 +191,15 @@ class _Run:
             grow_checkpoint(self._folder(number - 1), growth, training)
         self.begun = number, training
         return training
+
+    def _settings(self, stage: Stage) -> TrainingConfig:
+        """With a running mean over a look's worth of steps: its error is near the one that a falling learning rate would give.
+        That of shorter means is mostly the noise of steps at full rate, which no larger model and no more data would take away.
+        """
+        steps = self.chunk / (self.sizes[stage.size].flops * self.config.training.batch_size)
+        decay = max(self.config.training.ema_decay, 1 - 1 / max(steps, 1.0))
+        return self.config.training.model_copy(update={
+            "flops": stage.flops, "seed": self.config.seed, "cooldown": self.config.cooldown, "ema_decay": decay})
 
     def _folder(self, number: int) -> Path:
         return self.folder / f"stage-{number:02d}"
@@ -233,29 +235,12 @@ class _Run:
 
     def _decision(self, look: Look, *, is_late: bool) -> Decision:
         looks, decisions = [*(event.look for event in self.events), look], [event.decision for event in self.events]
-        size = int(np.argmin(np.abs(self.costs.n_parameters - look.n_parameters)))
         if is_late:
+            size = self._stages()[-1].size
             return Decision("stop", size, look.n_frames, "stop", look.loss, "the learning rate falls from here on")
         if self.config.policy == "controller":
             return decide(looks, decisions, self.costs, self.config.controller)
-        return fixed(self.config.policy, looks, decisions, size, self.costs)
-
-
-def fixed(policy: Policy, looks: Sequence[Look], decisions: Sequence[Decision], size: int, costs: Costs) -> Decision:
-    """What a fixed policy does: whenever the error is flat it grows what it always grows, by a factor of two or by one size."""
-    last = looks[-1]
-    grown = [n for n, decision in enumerate(decisions) if decision.action != "train"]
-    is_flat = len(looks) - (grown[-1] + 1 if grown else 0) >= 4 and looks[-4].loss / last.loss - 1 < FLAT
-    action = ORDERS[policy][len(grown) % len(ORDERS[policy])]
-    frames = min(2 * last.n_frames, costs.n_available)
-    is_paid = costs.label * (frames - last.n_frames) < 0.5 * (costs.budget - last.spent)
-    if not is_flat:
-        return Decision("train", size, last.n_frames, "train", np.nan, "the error still falls")
-    if not (frames > last.n_frames and is_paid if action == "grow_data" else size + 1 < len(costs.n_parameters)):
-        return Decision("train", size, last.n_frames, "train", np.nan, "there is no more to grow")
-    if action == "grow_data":
-        return Decision(action, size, frames, action, np.nan, "the error is flat")
-    return Decision(action, size + 1, last.n_frames, action, np.nan, "the error is flat")
+        return fixed(self.config.policy, looks, decisions, self.costs)
 
 
 def _note(event: Event) -> str:

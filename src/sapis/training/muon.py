@@ -35,8 +35,8 @@ class Muon(torch.optim.Optimizer):
             whether they may be matrices: the rows of a table do not belong together.
         lr: learning rate.
         momentum: decay of the mean of the gradients of matrices.
-        weight_decay: matrices lose this part of themselves times the learning rate at every step. Their steps have a size of their
-            own, so that without it they grow as long as they are trained.
+        weight_decay: matrices lose this part of themselves times the learning rate at every step. Their steps have a size of
+            their own, so that without it they grow as long as they are trained.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95,
