@@ -41,6 +41,7 @@ class Law:
     Attributes:
         gap: how far the training error lies below, in units of the term of frames.
         memory: what growth takes off the terms of sizes is added to that of steps, times this.
+        price: by how much of it the error rises when the model grows.
         label: cost of a frame, of which a pass through the smallest model costs 1.
         budget: in the same units.
         noise: of an error, relative.
@@ -55,6 +56,7 @@ class Law:
     k: float
     gap: float
     memory: float
+    price: float
     label: float
     budget: float
     noise: float = 0.02
@@ -63,10 +65,10 @@ class Law:
     def drawn(cls, seed: int) -> Law:
         """A world of its own for each seed."""
         rng = generator(seed, "world")
-        low = np.array([0.0, 0.3, 0.25, 0.3, 0.25, 1.0, 0.35, 0.8, 0.85, np.log(3.0), np.log(2e5)])
-        high = np.array([0.1, 1.5, 0.55, 1.5, 0.6, 4.0, 0.7, 2.0, 1.15, np.log(300.0), np.log(2e6)])
+        low = np.array([0.0, 0.3, 0.25, 0.3, 0.25, 1.0, 0.35, 0.8, 0.85, np.log(3.0), np.log(2e5), 0.0])
+        high = np.array([0.1, 1.5, 0.55, 1.5, 0.6, 4.0, 0.7, 2.0, 1.15, np.log(300.0), np.log(2e6), 0.3])
         values = rng.uniform(low, high).tolist()
-        return cls(*values[:9], label=float(np.exp(values[9])), budget=float(np.exp(values[10])))
+        return cls(*values[:9], price=values[11], label=float(np.exp(values[9])), budget=float(np.exp(values[10])))
 
     def costs(self, target: float | None = None, budget: float | None = None) -> Costs:
         """What things cost: a pass of a frame through the smallest model is 1."""
@@ -101,6 +103,7 @@ class World:
     spent: float = 0.0
     looks: list[Look] = field(default_factory=list)
     truths: list[float] = field(default_factory=list)
+    before: tuple[int, float, float, float] | None = None
 
     @property
     def truth(self) -> float:
@@ -110,9 +113,18 @@ class World:
     def grow(self, size: int, n_frames: float) -> None:
         """Pay for labels, and change sizes."""
         self.spent += self.costs.label * (n_frames - self.n_frames)
+        self.before = self.size, self.n_frames, self.seen, self.effective
         old, new = ((self.costs.n_parameters[s], d) for s, d in ((self.size, self.n_frames), (size, n_frames)))
-        self.effective = float(self.law.regrown(self.effective, self.law.rest(*old) - self.law.rest(*new)))
+        lost = self.law.rest(*old) - self.law.rest(*new)
+        if size > self.size:
+            lost += self.law.price * self.truth / self.law.memory
+        self.effective = float(self.law.regrown(self.effective, lost))
         self.size, self.n_frames = size, n_frames
+
+    def take_back(self) -> None:
+        """The last growth; what it has cost is lost."""
+        assert self.before is not None
+        self.size, self.n_frames, self.seen, self.effective = self.before
 
     def train(self, cost: float) -> None:
         """Spend on training, then look."""
@@ -136,7 +148,9 @@ def spend(world: World, decide_next: Callable[[list[Look], list[Decision]], Deci
         decisions.append(decide_next(world.looks, decisions))
         if decisions[-1].action == "stop" or world.spent >= world.costs.budget * (1 - 1e-9):
             return decisions
-        if decisions[-1].action != "train":
+        if decisions[-1].action == "take_back":
+            world.take_back()
+        elif decisions[-1].action != "train":
             world.grow(decisions[-1].size, decisions[-1].n_frames)
 
 
@@ -164,6 +178,8 @@ def oracle(law: Law) -> float:
     left = costs.budget - costs.label * (frames - FIRST_FRAMES)
     before = left * part / costs.per_frame[first]
     lost = law.rest(costs.n_parameters[first], frames) - law.rest(costs.n_parameters[second], frames)
+    with np.errstate(divide="ignore"):
+        lost = lost + np.where(second > first, law.price / law.memory * law.loss(costs.n_parameters[first], frames, before), 0.0)
     effective = law.regrown(before, lost) + left * (1 - part) / costs.per_frame[second]
     losses = law.loss(costs.n_parameters[second], frames, effective)
     return float(np.min(np.where((left > 0) & (second >= first), losses, np.inf)))

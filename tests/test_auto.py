@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from sapis.data.formats import read_systems
 from sapis.data.formats.xyz import write_systems
 from sapis.pipeline.auto import EVENTS, AutoConfig, auto
 from sapis.potential.bundle import hash_tensors, read_tensors
+from sapis.scaling.controller import Action, Decision
+from sapis.scaling.path import Look
 
 SAMPLE = Path(__file__).parents[1] / "docs" / "data" / "organic-gfn2-v1" / "sample.extxyz.gz"
 
@@ -56,6 +59,29 @@ def test_the_budget_holds_and_growth_keeps_the_error(finished: Path, data: Path)
     stages = sorted(finished.glob("stage-*"))
     assert len(stages) == 1 + sum(action.startswith("grow") for action in actions)
     assert record["result"]["n_frames"] == events[-1]["stage"]["n_frames"] <= len(read_systems(data)) - 30
+
+
+@pytest.mark.slow
+def test_a_growth_that_is_taken_back_costs_what_it_cost_and_leaves_no_trace(
+        data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script: list[Action] = ["train", "train", "grow_model", "train", "take_back"]
+
+    def scripted(looks: Sequence[Look], decisions: Sequence[Decision], *_: object) -> Decision:
+        action = script[len(decisions)] if len(decisions) < len(script) else "train"
+        return Decision(action, int(action == "grow_model"), looks[-1].n_frames, action, np.nan, "script")
+
+    monkeypatch.setattr("sapis.pipeline.auto.decide", scripted)
+    record = auto(data, tmp_path / "run", AutoConfig.model_validate(settings()))
+    assert record.result["width"] == 16 and record.cost["flops"] == pytest.approx(4e9, rel=0.02)
+    looks = [event["look"] for event in record.result["events"]]
+    assert (np.diff([look["spent"] for look in looks]) > 0).all()
+    branch = looks[4]["spent"] - looks[2]["spent"]
+    last = record.result["events"][-1]["stage"]
+    assert last["parent"] == 0 and last["lost"] == pytest.approx(branch, rel=1e-9)
+    assert looks[4]["n_parameters"] > looks[5]["n_parameters"] == looks[2]["n_parameters"]
+    assert looks[5]["seen"] - looks[2]["seen"] == pytest.approx(looks[2]["seen"] - looks[1]["seen"], rel=0.2)
+    start = read_tensors(tmp_path / "run" / "stage-00" / "last.safetensors")[1]
+    assert looks[2]["seen"] == 2 * start["step"]
 
 
 @pytest.mark.slow

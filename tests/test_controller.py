@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from benchmarks.controller import Law, World, compare, controlled, oracle
 
-from sapis.scaling.controller import ControllerConfig, Costs, decide
+from sapis.scaling.controller import ControllerConfig, Costs, Course, Decision, decide
 from sapis.scaling.path import Look, learn
 from sapis.scaling.policies import POLICIES
 
@@ -16,7 +16,7 @@ CONFIG = ControllerConfig()
 
 
 def a_world(seed: int = 2000, **changes: float) -> World:
-    law = replace(Law.drawn(seed), **{"noise": 0.0, "memory": 1.0, **changes})
+    law = replace(Law.drawn(seed), **{"noise": 0.0, "memory": 1.0, "price": 0.0, **changes})
     return World(law, law.costs(), seed)
 
 
@@ -39,7 +39,9 @@ def test_growth_keeps_the_error() -> None:
     controlled(world, CONFIG)
     law = learn(world.looks, noise=CONFIG.noise)
     larger, more = np.array([3 * law.last.n_parameters]), np.array([5 * law.last.n_frames])
-    assert np.allclose(law.loss(larger, more, law.grown(larger, more, law.effective[:, None]))[:, 0], law.now, rtol=1e-6)
+    for size, price in ((np.array([law.last.n_parameters]), 0.0), (larger, np.exp(law.samples[:, 8]))):
+        after = law.loss(size, more, law.grown(size, more, law.effective[:, None]))[:, 0]
+        assert np.allclose(after, law.now * (1 + price), rtol=1e-6)
     before = world.truth
     world.grow(min(world.size + 1, 6), 2 * world.n_frames)
     assert world.truth == pytest.approx(before, rel=1e-9)
@@ -52,7 +54,9 @@ def test_decisions_follow_from_the_looks_alone() -> None:
         assert decide(world.looks[:n], decisions[: n - 1], world.costs, CONFIG) == decisions[n - 1]
     sizes = [decision.size for decision in decisions]
     frames = [decision.n_frames for decision in decisions]
-    assert sizes == sorted(sizes) and frames == sorted(frames) and max(np.diff(sizes)) <= CONFIG.max_model_growth
+    falls = np.flatnonzero(np.diff(sizes) < 0) + 1
+    assert all(decisions[n].action == "take_back" for n in falls) and max(np.diff(sizes)) <= CONFIG.max_model_growth
+    assert frames == sorted(frames)
     assert max(np.diff(np.log(frames))) <= np.log(CONFIG.max_data_growth) + 1e-9
 
 
@@ -95,6 +99,30 @@ def test_with_few_looks_the_gap_of_the_errors_decides() -> None:
     def looks(train: float) -> list[Look]:
         return [Look(1e4, 100, 1000.0 * n, 1000.0 * n, loss, train) for n, loss in ((1, 3.0), (2, 2.0), (3, 1.99))]
 
-    assert decide(looks(0.5), [], costs, CONFIG).action == "grow_data"
-    assert decide(looks(1.9), [], costs, CONFIG).action == "grow_model"
-    assert decide(looks(0.5)[:2], [], costs, CONFIG).action == "train"
+    before = [Decision("train", 0, 100, "train", np.nan, "")] * 2
+    assert decide(looks(0.5), before, costs, CONFIG).action == "grow_data"
+    assert decide(looks(1.9), before, costs, CONFIG).action == "grow_model"
+    assert decide(looks(0.5)[:2], before[:1], costs, CONFIG).action == "train"
+
+
+def test_a_growth_that_disappoints_is_taken_back() -> None:
+    """The model was large enough: a larger one gains nothing, costs more, and has undone a part of what was learned."""
+    law = replace(Law.drawn(2000), model=0.0, price=1.0, noise=0.005, label=1e9, budget=3e5, steps=3.0, floor=0.3)
+    world = World(law, law.costs(), 2000)
+    decisions: list[Decision] = []
+    for _ in range(12):
+        world.train(law.budget / 50)
+        decisions.append(Decision("train", 0, world.n_frames, "train", np.nan, ""))
+    decisions[-1] = Decision("grow_model", 1, world.n_frames, "grow_model", np.nan, "")
+    before = world.truth, world.size
+    world.grow(1, world.n_frames)
+    while decisions[-1].action != "take_back" and len(decisions) < 12 + CONFIG.trial:
+        world.train(law.budget / 50)
+        decisions.append(decide(world.looks, decisions, world.costs, CONFIG))
+    assert decisions[-1].action == "take_back" and decisions[-1].size == 0
+    world.take_back()
+    assert (world.truth, world.size) == before
+    world.train(law.budget / 50)
+    course = Course.of(world.looks, decisions)
+    assert [look.n_parameters for look in course.looks] == [1e4] * 13 and course.refused == (2.5e4, world.n_frames)
+    assert decide(world.looks, decisions, world.costs, CONFIG).size == 0

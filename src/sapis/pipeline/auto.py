@@ -1,15 +1,16 @@
 """`sapis scale auto`: one training that decides as it goes what its budget buys: steps, frames or a larger model.
 
-The folder holds ``plan.json`` (settings, data, costs), ``events.json`` (each look and what was decided from it) and one training
-folder a stage: a stage ends when frames are added or the model grows, and for the last part of the budget, in which the learning
-rate falls. All else follows from the events, so that the same command goes on after a kill and does the same.
+The folder holds ``plan.json`` (settings, data, costs), ``events.json`` (each look and what was decided from it) and one
+training folder a stage: a stage ends when frames are added, the model grows or a growth is taken back, and for the last part of
+the budget, in which the learning rate falls. All else follows from the events, so that the same command goes on after a kill and
+does the same.
 
 Everything is paid in FLOPs of training; a label costs those that could be done in its time.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,16 @@ class Stage:
     Attributes:
         size: index of the model's size.
         n_frames: of its training set.
-        flops: at which its schedule ends, labels left out.
+        flops: at which its schedule ends, labels and what is lost left out.
+        parent: number of the stage that it goes on from; None for the first.
+        lost: FLOPs of branches that were taken back.
     """
 
     size: int
     n_frames: int
     flops: float
+    parent: int | None = None
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,14 +132,14 @@ class _Run:
         labels = self.config.label_flops * stage.n_frames
         result = {
             "errors": errors, "n_parameters": self.sizes[stage.size].n_parameters, "n_frames": stage.n_frames,
-            "width": self.sizes[stage.size].width, "n_steps": spent.step, "label_flops": labels,
+            "width": self.sizes[stage.size].width, "n_steps": spent.step, "label_flops": labels, "lost_flops": stage.lost,
             "events": [_to_json(event) for event in self.events], "config": self.config.model_dump(mode="json"),
         }
         file_hash = save(self.folder / MODEL, training.potential, {
             "training": {"n_steps": spent.step, "flops": spent.flops}, "test": errors["test"],
             "data": {"hash": self.pool.data_hash}})
-        record = Record("auto", read_json(self.folder / PLAN)["input_hash"], {**result, "model_hash": file_hash},
-                        {**self.watch.cost(), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops + labels}, self.made_by)
+        cost = {**self.watch.cost(), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops + labels + stage.lost}
+        record = Record("auto", read_json(self.folder / PLAN)["input_hash"], {**result, "model_hash": file_hash}, cost, self.made_by)
         write_record(self.folder / RECORD, record)
         return record
 
@@ -180,15 +185,18 @@ class _Run:
         if self.begun is not None and self.begun[0] == number:
             return self.begun[1]
         settings = self._settings(stage)
-        potential = self.pool.potential(self.pool.frames(stages[0].n_frames, seed), self.models[stages[0].size], settings, seed)
+        line = [stage]
+        while (parent := line[-1].parent) is not None:
+            line.append(stages[parent])
+        potential = self.pool.potential(self.pool.frames(line[-1].n_frames, seed), self.models[line[-1].size], settings, seed)
         growth: Growth | None = None
-        for later in stages[1:]:
+        for later in reversed(line[:-1]):
             growth = Growth(potential, self.models[later.size], seed=seed)
             potential = growth.potential()
         training = Training(potential, self.pool.frames(stage.n_frames, seed), self.pool.validation, settings,
                             self._folder(number))
-        if growth is not None:
-            grow_checkpoint(self._folder(number - 1), growth, training)
+        if growth is not None and stage.parent is not None:
+            grow_checkpoint(self._folder(stage.parent), growth, training)
         self.begun = number, training
         return training
 
@@ -207,22 +215,32 @@ class _Run:
     def _next(self) -> None:
         """Train for one look's worth, look, decide."""
         stage, training = self._stages()[-1], self._training()
-        paid = self.config.label_flops * stage.n_frames
+        paid = self.config.label_flops * stage.n_frames + stage.lost
         bought = self.config.label_flops * (stage.n_frames - self.events[-1].look.n_frames) if self.events else 0.0
         until = (self.events[-1].look.spent + bought if self.events else paid) + self.chunk
         spent = training.run(until=min(1.0, (until - paid) / stage.flops), is_quiet=True)
         look = self._look(training, stage, paid + spent.flops)
         decision = self._decision(look, is_late=spent.flops >= (1 - self.config.cooldown) * stage.flops)
-        if decision.action == "stop":  # what is left is for the falling learning rate
-            end = Stage(stage.size, stage.n_frames, min(stage.flops, spent.flops / (1 - self.config.cooldown)))
-            event = Event(look, decision, end)
-        else:
-            frames = round(decision.n_frames)
-            left = stage.flops - self.config.label_flops * (frames - stage.n_frames)
-            is_same = decision.action == "train"
-            event = Event(look, decision, stage if is_same else Stage(decision.size, frames, left))
-        self.events.append(event)
+        self.events.append(Event(look, decision, self._following(stage, decision, spent.flops)))
         write_json(self.folder / EVENTS, [_to_json(each) for each in self.events])
+
+    def _following(self, stage: Stage, decision: Decision, flops: float) -> Stage:
+        """The stage after a decision, when a training has spent ``flops``."""
+        stages = self._stages()
+        if decision.action == "train":
+            return stage
+        if decision.action == "stop":  # what is left is for the falling learning rate
+            end = min(stage.flops, flops / (1 - self.config.cooldown))
+            return stage if end == stage.flops else replace(stage, flops=end, parent=len(stages) - 1)
+        if decision.action == "take_back":
+            assert stage.parent is not None
+            before = stages[stage.parent]
+            look = next(event.look for event in self.events if event.stage == stage)  # after which it grew
+            lost = flops - (look.spent - self.config.label_flops * before.n_frames - before.lost)
+            return Stage(before.size, stage.n_frames, stage.flops - lost, stage.parent, stage.lost + lost)
+        frames = round(decision.n_frames)
+        left = stage.flops - self.config.label_flops * (frames - stage.n_frames)
+        return Stage(decision.size, frames, left, len(stages) - 1, stage.lost)
 
     def _look(self, training: Training, stage: Stage, spent: float) -> Look:
         """Errors of the running mean of the weights."""

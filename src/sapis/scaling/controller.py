@@ -1,9 +1,12 @@
 """What to do next with a training: go on, buy frames, grow the model, both, or stop.
 
 A decision is a function of the looks and decisions so far, so that a killed run makes the same ones again. With a few looks it
-goes by the gap between the errors on training and on other frames; then by the posterior of the law (`sapis.scaling.path`): for
-each size of model, number of frames and moment of growth, the error at the end of the budget (or the cost of reaching the
+goes by the gap between the errors on training and on other frames; then by the posterior of the law (`sapis.scaling.path`):
+for each size of model, number of frames and moment of growth, the error at the end of the budget (or the cost of reaching the
 target), averaged over what is likely. It grows when growing now is better than never and not worse than later.
+
+A larger model is on trial for some looks: what it has learned by then is evidence about the law. If the smaller one would be
+better off with what is left of the budget, the growth is taken back.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from pydantic import Field
 from sapis.core.config import Config
 from sapis.scaling.path import Look, Posterior, learn
 
-Action = Literal["train", "grow_data", "grow_model", "grow_both", "stop"]
+REFUSED_FOR = 2.0  # times the frames, a size that was taken back is not tried again
+
+Action = Literal["train", "grow_data", "grow_model", "grow_both", "take_back", "stop"]
 
 
 class ControllerConfig(Config):
@@ -30,6 +35,7 @@ class ControllerConfig(Config):
     max_data_growth: float = Field(4.0, gt=1, description="of the number of frames in one step")
     max_model_growth: int = Field(1, ge=1, description="sizes in one step")
     min_gain: float = Field(0.003, ge=0, description="of the error, relative, for which growing now is worth it")
+    trial: int = Field(4, ge=1, description="looks after which a growth of the model is judged")
     stop_below: float = Field(0.01, ge=0, description="gain of spending as much again, relative, that is not worth it")
     gap: float = Field(1.5, gt=1, description="error on other frames over training error that asks for data, with few looks")
     noise: float = Field(0.02, gt=0, description="of an error, relative, at least")
@@ -64,7 +70,7 @@ class Decision:
 
     Attributes:
         action: what to do.
-        size: index of the model's size after it.
+        size: index of the model's size after it; to take growth back is to go on from the look before it.
         n_frames: after it.
         wish: action that the looks so far ask for; it becomes the action when it was asked for often enough.
         foretold: error at the end of the budget, or cost of the target, if so; NaN where no law decided.
@@ -79,6 +85,38 @@ class Decision:
     reason: str
 
 
+@dataclass(frozen=True)
+class Course:
+    """What led to the present state: branches that were taken back are left out.
+
+    Attributes:
+        looks: of the present training.
+        grown: number of the look after which the model grew; None if it never did, or something else has grown since.
+        refused: size of model, and frames, of the last growth that was taken back.
+    """
+
+    looks: list[Look]
+    grown: int | None
+    refused: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, looks: Sequence[Look], decisions: Sequence[Decision]) -> Course:
+        """After ``looks`` and the decisions that followed all but the last of them."""
+        kept: list[Look] = []
+        grown: int | None = None
+        refused: tuple[float, float] | None = None
+        for look, decision in zip(looks[:-1], decisions, strict=True):
+            kept.append(look)
+            if decision.action == "take_back":
+                assert grown is not None
+                kept, refused, grown = kept[: grown + 1], (look.n_parameters, look.n_frames), None
+            elif decision.action == "grow_model":
+                grown = len(kept) - 1
+            elif decision.action in ("grow_data", "grow_both"):
+                grown = None
+        return cls([*kept, looks[-1]], grown, refused)
+
+
 def decide(looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs, config: ControllerConfig) -> Decision:
     """The decision after the last of ``looks``; ``decisions`` are those after the others."""
     last = looks[-1]
@@ -87,7 +125,11 @@ def decide(looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs, c
         return Decision("stop", size, last.n_frames, "stop", last.loss, "the budget is spent")
     if costs.target is not None and last.loss <= costs.target and len(looks) < config.min_looks:
         return Decision("stop", size, last.n_frames, "stop", last.loss, f"the target {costs.target:.4g} is reached")
-    wish = _by_gap(looks, size, costs, config) if len(looks) < config.min_looks else _by_law(looks, size, costs, config)
+    course = Course.of(looks, decisions)
+    if len(looks) < config.min_looks:
+        wish = _by_gap(course.looks, size, costs, config)
+    else:
+        wish = _by_law(course, size, costs, config)
     if wish.action == "train":
         return wish
     before = decisions[len(decisions) - config.votes + 1 :]
@@ -112,13 +154,27 @@ def _by_gap(looks: Sequence[Look], size: int, costs: Costs, config: ControllerCo
     return Decision("train", size, last.n_frames, "train", np.nan, "few looks; the error still falls")
 
 
-def _by_law(looks: Sequence[Look], size: int, costs: Costs, config: ControllerConfig) -> Decision:
-    last = looks[-1]
+def _by_law(course: Course, size: int, costs: Costs, config: ControllerConfig) -> Decision:
+    looks, last = course.looks, course.looks[-1]
+    if course.refused is not None and last.n_frames < REFUSED_FOR * course.refused[1]:
+        n_sizes = int(np.searchsorted(costs.n_parameters, course.refused[0] * (1 - 1e-9)))
+        costs = replace(costs, n_parameters=costs.n_parameters[:n_sizes], per_frame=costs.per_frame[:n_sizes])
     law = learn(looks, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
     now = float(np.exp(np.log(law.now).mean()))  # less noisy than the last look
     if costs.target is not None and now * (1 + config.noise) <= costs.target:
         return Decision("stop", size, last.n_frames, "stop", now, f"the target {costs.target:.4g} is reached")
     plans = _Plans(law, last, size, costs, config)
+    if course.grown is not None and len(looks) - 1 - course.grown == config.trial:
+        before = looks[: course.grown + 1]
+        smaller = int(np.argmin(np.abs(np.log(costs.n_parameters / before[-1].n_parameters))))
+        cheap = replace(costs, n_parameters=costs.n_parameters[: smaller + 1], per_frame=costs.per_frame[: smaller + 1])
+        back = learn(before, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
+        returned = replace(before[-1], spent=last.spent)
+        there = float(np.log(_Plans(back, returned, smaller, cheap, config).losses()).mean(axis=0).min())
+        here = float(np.log(plans.losses()).mean(axis=0).min())
+        if there + config.min_gain < here:
+            return Decision("take_back", smaller, last.n_frames, "take_back", float(np.exp(there)),
+                            f"error at the end {np.exp(there):.4g} of the smaller model, {np.exp(here):.4g} of this one")
     if costs.target is not None:
         score = plans.costs_of(costs.target)
         if np.isfinite(score).any():

@@ -2,7 +2,8 @@
 
 The law is ``L = eps + A N^-a + B D^-b + K S^-k`` (N weights, D frames, S frames seen). A training that grows goes on from the
 error that it had: it counts as one of the larger model, or of the larger set, that has seen as many frames as bring it to that
-error, ``K S'^-k = K S^-k + (what the other terms have lost)``. With few points the exponents are not determined, so each
+error, ``K S'^-k = K S^-k + (what the other terms have lost)``, and, where the model grew, a price: its first steps undo some of
+what was learned. With few points the exponents are not determined, so each
 parameter has a prior; the posterior is normal about its mode (Laplace).
 
 The training error lies below the other one by about what more data would gain: that tells B from A before any data were added.
@@ -18,13 +19,14 @@ from scipy.optimize import least_squares
 
 from sapis.core.seeds import generator
 
-PARAMETERS = ("log_floor", "log_model", "exponent_model", "log_data", "exponent_data", "log_steps", "exponent_steps", "log_gap")
+PARAMETERS = ("log_floor", "log_model", "exponent_model", "log_data", "exponent_data", "log_steps", "exponent_steps", "log_gap",
+              "log_price")
 # Means and standard deviations; amplitudes in units of the lowest error. Exponents as in studies of many potentials
 # (docs/conventions.md): what is typical is more likely.
-PRIOR_MEAN = np.array([np.log(0.15), np.log(0.3), 0.4, np.log(0.3), 0.4, np.log(0.3), 0.5, np.log(1.3)])
-PRIOR_STD = np.array([1.2, 1.2, 0.15, 1.2, 0.15, 1.2, 0.2, 0.4])
-LOW = np.array([-9.0, -9.0, 0.02, -9.0, 0.02, -9.0, 0.05, -2.0])
-HIGH = np.array([0.0, 4.0, 1.5, 4.0, 1.5, 6.0, 2.0, 2.0])
+PRIOR_MEAN = np.array([np.log(0.15), np.log(0.3), 0.4, np.log(0.3), 0.4, np.log(0.3), 0.5, np.log(1.3), np.log(0.05)])
+PRIOR_STD = np.array([1.2, 1.2, 0.15, 1.2, 0.15, 1.2, 0.2, 0.4, 0.7])
+LOW = np.array([-9.0, -9.0, 0.02, -9.0, 0.02, -9.0, 0.05, -2.0, -6.0])
+HIGH = np.array([0.0, 4.0, 1.5, 4.0, 1.5, 6.0, 2.0, 2.0, 0.0])
 AMPLITUDES = [0, 1, 3, 5]
 MIN_TRAIN = 0.02  # of the error on other frames: what is left of the training error at least
 TRAIN_NOISE = 3.0  # of the training error, in units of the noise: the law is of the other one
@@ -98,7 +100,10 @@ class Posterior:
         """
         now = np.full(1, self.last.n_parameters), np.full(1, self.last.n_frames)
         lost = self.rest(*now) - self.rest(n_parameters, n_frames)
-        return _regrown(self.samples.T[:, :, None], effective / self.origin[2], lost / self.unit) * self.origin[2]
+        theta = self.samples.T[:, :, None]
+        before = self.loss(*now, effective) / self.unit
+        price = np.where(n_parameters > self.last.n_parameters, np.exp(theta[8]) * before, 0.0)
+        return _regrown(theta, effective / self.origin[2], lost / self.unit + price) * self.origin[2]
 
 
 def learn(looks: Sequence[Look], *, noise: float = 0.02, n_samples: int = 32, seed: int = 0) -> Posterior:
@@ -159,6 +164,8 @@ def _along(theta: np.ndarray, table: np.ndarray, starts: np.ndarray) -> tuple[np
         rest = _rest(theta, table[start, 0], table[start, 1])
         if place:
             lost = _rest(theta, *table[start - 1, :2]) - rest
+            if table[start, 0] > table[start - 1, 0]:
+                lost += np.exp(theta[8]) * losses[start - 1]
             had = float(_regrown(theta, np.asarray(had), lost))
         effective = had + table[start:stop, 2] - before
         losses[start:stop] = rest + np.exp(theta[5]) * np.maximum(effective, 1e-9) ** -theta[6]
