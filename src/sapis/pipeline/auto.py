@@ -139,7 +139,8 @@ class _Run:
             "training": {"n_steps": spent.step, "flops": spent.flops}, "test": errors["test"],
             "data": {"hash": self.pool.data_hash}})
         cost = {**self.watch.cost(), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops + labels + stage.lost}
-        record = Record("auto", read_json(self.folder / PLAN)["input_hash"], {**result, "model_hash": file_hash}, cost, self.made_by)
+        result["model_hash"] = file_hash
+        record = Record("auto", read_json(self.folder / PLAN)["input_hash"], result, cost, self.made_by)
         write_record(self.folder / RECORD, record)
         return record
 
