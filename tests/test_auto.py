@@ -51,6 +51,8 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_budget_holds_and_growth_keeps_the_error(finished: Path, data: Path) -> None:
     record = read_json(finished / "record.json")
     assert record["cost"]["flops"] == pytest.approx(4e9, rel=0.02)
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert all(event["decision"]["reason"] in page for event in record["result"]["events"]) and "<svg" in page
     events = read_json(finished / EVENTS)
     spent = np.array([event["look"]["spent"] for event in events])
     assert (np.diff(spent) > 0).all() and spent[-1] < 4e9

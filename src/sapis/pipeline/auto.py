@@ -30,6 +30,7 @@ from sapis.evaluate.errors import evaluate
 from sapis.model.config import dial
 from sapis.model.growth import Growth
 from sapis.pipeline.pool import Pool
+from sapis.report.auto import write_auto_report
 from sapis.scaling.controller import ControllerConfig, Costs, Decision, decide
 from sapis.scaling.path import Look
 from sapis.scaling.plan import Size
@@ -38,7 +39,7 @@ from sapis.training.config import TrainingConfig
 from sapis.training.growth import grow_checkpoint
 from sapis.training.loop import Training
 
-PLAN, EVENTS, MODEL, RECORD = "plan.json", "events.json", "model.sapis", "record.json"
+PLAN, EVENTS, MODEL, RECORD, REPORT = "plan.json", "events.json", "model.sapis", "record.json", "report.html"
 N_ERRORS = 200  # frames whose error is the training error
 
 class AutoConfig(Config):
@@ -103,6 +104,7 @@ class _Run:
         keep_freed_memory()
         torch.set_num_threads(config.training.threads)
         self.folder, self.config, self.watch, self.made_by = folder, config, Stopwatch(), provenance()
+        self.name = data.name
         self.pool = Pool(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by,
                          isolated=isolated, seed=config.seed)
         self.models = [dial(width, config.model) for width in sorted(set(config.widths))]
@@ -142,6 +144,7 @@ class _Run:
         result["model_hash"] = file_hash
         record = Record("auto", read_json(self.folder / PLAN)["input_hash"], result, cost, self.made_by)
         write_record(self.folder / RECORD, record)
+        write_auto_report(self.folder / REPORT, f"Training on {self.name}", record)
         return record
 
     # What there is
