@@ -75,7 +75,9 @@ def test_a_growth_that_is_taken_back_costs_what_it_cost_and_leaves_no_trace(
     monkeypatch.setattr("sapis.pipeline.auto.decide", scripted)
     record = auto(data, tmp_path / "run", AutoConfig.model_validate(settings()))
     assert record.result["width"] == 16 and record.cost["flops"] == pytest.approx(4e9, rel=0.02)
-    looks = [event["look"] for event in record.result["events"]]
+    looks, after = ([event[name] for event in record.result["events"]] for name in ("look", "after"))
+    assert [n for n, error in enumerate(after) if error is not None] == [2]
+    assert after[2] == pytest.approx(looks[2]["loss"], rel=1e-4)  # to the rounding of float32: far within one per cent
     assert (np.diff([look["spent"] for look in looks]) > 0).all()
     branch = looks[4]["spent"] - looks[2]["spent"]
     last = record.result["events"][-1]["stage"]

@@ -82,11 +82,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Event:
-    """A look, what was decided from it, and the stage that follows."""
+    """A look, what was decided from it, and the stage that follows.
+
+    Attributes:
+        after: where the model grew, the error of the larger one before its first step.
+    """
 
     look: Look
     decision: Decision
     stage: Stage
+    after: float | None = None
 
 
 def auto(data: Path, folder: Path, config: AutoConfig, *, isolated: Path | None = None) -> Record:
@@ -225,7 +230,11 @@ class _Run:
         spent = training.run(until=min(1.0, (until - paid) / stage.flops), is_quiet=True)
         look = self._look(training, stage, paid + spent.flops)
         decision = self._decision(look, is_late=spent.flops >= (1 - self.config.cooldown) * stage.flops)
-        self.events.append(Event(look, decision, self._following(stage, decision, spent.flops)))
+        after = None
+        if decision.size > stage.size:
+            larger = Growth(training.potential, self.models[decision.size], seed=self.config.seed).potential()
+            after = float(evaluate(larger, self.pool.validation)["force_rmse_meV_A"])
+        self.events.append(Event(look, decision, self._following(stage, decision, spent.flops), after))
         write_json(self.folder / EVENTS, [_to_json(each) for each in self.events])
 
     def _following(self, stage: Stage, decision: Decision, flops: float) -> Stage:
@@ -273,10 +282,10 @@ def _note(event: Event) -> str:
 def _to_json(event: Event) -> dict[str, Any]:
     decision = asdict(event.decision)
     decision["foretold"] = None if np.isnan(event.decision.foretold) else event.decision.foretold
-    return {"look": asdict(event.look), "decision": decision, "stage": asdict(event.stage)}
+    return {"look": asdict(event.look), "decision": decision, "stage": asdict(event.stage), "after": event.after}
 
 
 def _from_json(entry: dict[str, Any]) -> Event:
     foretold = entry["decision"]["foretold"]
     decision = Decision(**{**entry["decision"], "foretold": np.nan if foretold is None else foretold})
-    return Event(Look(**entry["look"]), decision, Stage(**entry["stage"]))
+    return Event(Look(**entry["look"]), decision, Stage(**entry["stage"]), entry["after"])
