@@ -11,7 +11,20 @@ from benchmarks.scaling_laws import TRUTH, coverage, study
 from sapis.core.errors import DataError
 from sapis.core.seeds import generator
 from sapis.scaling.fit import Floor, fit, left_out
-from sapis.scaling.forms import FLOOR, FORMS, JOINT, POWER, REPEATED, STEPS, Form, Points, effective_frames
+from sapis.scaling.forms import (
+    FLOOR,
+    FORMS,
+    JOINT,
+    POWER,
+    REPEATED,
+    SHARPNESS,
+    STEPS,
+    Form,
+    Points,
+    broken,
+    effective_frames,
+)
+from sapis.scaling.laws import BREAK_MARGIN
 
 
 def along_compute(floor: float, noise: float = 0.0, seed: int = 0, n: int = 16) -> Points:
@@ -98,3 +111,18 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         replace(study(0), loss=np.full(50, -1.0))
     with pytest.raises(DataError, match="positive"):
         Points(*(np.ones(3) for _ in range(4)), np.array([1.0, np.nan, 1.0]))
+
+
+def test_a_law_breaks_only_where_the_data_do() -> None:
+    """An exponent that goes from 0.15 to 0.45 comes back with the place of the break; a law without a break stays whole."""
+    whole = along_compute(5.0, noise=0.01, n=24)
+    x = np.log(whole.flops / 1e12)
+    bent = whole.with_loss(200.0 * np.exp(-0.15 * x - 0.3 * SHARPNESS * np.logaddexp(0.0, x / SHARPNESS))
+                           * np.exp(0.01 * generator(3, "noise").standard_normal(24)))
+    found = fit(bent, broken(bent), n_samples=20)
+    values = {name: value for name, (value, _, _) in found.intervals.items()}
+    assert values["log_break"] == pytest.approx(np.log(1e12), abs=0.7)
+    assert values["exponent_flops"] == pytest.approx(0.15, abs=0.03)
+    assert values["exponent_flops"] * np.exp(values["log_exponent_ratio"]) == pytest.approx(0.45, abs=0.06)
+    assert found.bic < fit(bent, FLOOR, n_samples=5).bic - BREAK_MARGIN
+    assert fit(whole, broken(whole), n_samples=5).bic > fit(whole, FLOOR, n_samples=5).bic - BREAK_MARGIN

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 LOSS = "force error on test frames (meV/Å)"
 PARAMETERS = {"floor": "floor", "flops": "compute", "n_parameters": "weights", "n_frames": "frames", "frames_seen": "frames seen",
-              "log_repeats": "logarithm of the number of passes after which repeating pays no more"}
+              "log_repeats": "logarithm of the number of passes after which repeating pays no more",
+              "log_break": "logarithm of the compute at which the exponent changes",
+              "log_exponent_ratio": "logarithm of the exponent after the break over the one before"}
 
 
 def write_scaling_report(path: Path, title: str, laws: dict[str, Any]) -> None:

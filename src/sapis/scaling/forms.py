@@ -23,6 +23,8 @@ import numpy as np
 
 from sapis.core.errors import DataError
 
+INNER = (0.15, 0.85)  # quantiles of compute between which a law may break
+SHARPNESS = 0.3  # f: the exponent changes within a factor of two of compute
 NAMES = ("flops", "n_parameters", "n_frames", "epochs", "loss")
 
 
@@ -101,6 +103,23 @@ def _repeated(points: Points, extras: Sequence[float] | np.ndarray) -> np.ndarra
 
 def _frames_seen(points: Points, extras: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.stack([points.n_parameters, points.n_frames, points.n_frames * points.epochs])
+
+
+def broken(points: Points) -> Form:
+    """A power law of compute whose exponent changes within the range of ``points``, with a floor.
+
+    One smooth break after Caballero and others, Broken neural scaling laws (2023), equation 1: ``C`` is replaced by
+    ``C (1 + (C/C_b)^(1/f))^(f (r - 1))``, which goes as C before the break and as C^r after it.
+    """
+    low, high = np.quantile(np.log(points.flops), INNER)
+
+    def adapt(points: Points, extras: Sequence[float] | np.ndarray) -> np.ndarray:
+        logs = np.log(points.flops)
+        bend = SHARPNESS * np.logaddexp(0.0, (logs - extras[0]) / SHARPNESS)
+        return np.exp(logs + (np.exp(extras[1]) - 1) * bend)[None]
+
+    return Form("broken power law of compute with a floor", ("flops",), adapt=adapt,
+                extras=(("log_break", float(low), float(high)), ("log_exponent_ratio", -2.0, 2.0)))
 
 
 POWER = Form("power law of compute", ("flops",), has_floor=False)

@@ -10,12 +10,14 @@ import numpy as np
 
 from sapis.core.errors import DataError
 from sapis.scaling.fit import Fit, Floor, fit, left_out
-from sapis.scaling.forms import FLOOR, JOINT, POWER, REPEATED, STEPS, Form, Points
+from sapis.scaling.forms import FLOOR, JOINT, POWER, REPEATED, STEPS, Form, Points, broken
 from sapis.scaling.frontier import Allocation, allocate, best
 from sapis.scaling.plan import Size
 
 OF_COMPUTE, OF_WEIGHTS_AND_FRAMES = (POWER, FLOOR), (JOINT, REPEATED, STEPS)
 FACTOR = 4.0  # of compute between what is foretold and what it is foretold from
+MIN_FOR_BREAK = 12  # trainings from which on a law may break
+BREAK_MARGIN = 10.0  # of BIC by which a broken law must be better than the others
 BEYOND = 30.0  # of the largest budget up to which the best use of a budget is worked out
 N_BUDGETS = 25
 
@@ -67,7 +69,12 @@ def fit_laws(points: Points, levels: np.ndarray, sizes: Sequence[Size], *, floor
     Raises:
         DataError: too few trainings for any law.
     """
-    compute = _fitted(points[best(points, levels)], OF_COMPUTE, floor, seed)
+    frontier = points[best(points, levels)]
+    compute = _fitted(frontier, OF_COMPUTE, floor, seed)
+    if compute and len(frontier) >= MIN_FOR_BREAK and _is_varied(frontier, broken(frontier)):
+        bent = fit(frontier, broken(frontier), floor=floor, seed=seed)
+        if bent.bic < compute[0].bic - BREAK_MARGIN:
+            compute.insert(0, bent)
     joint = _fitted(points, OF_WEIGHTS_AND_FRAMES, floor, seed)
     if not joint:
         raise DataError(expected=f"more than {len(JOINT.parameters)} finished trainings of several sizes and numbers of frames",
