@@ -130,7 +130,7 @@ def decide(looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs, c
         wish = _by_gap(course.looks, size, costs, config)
     else:
         wish = _by_law(course, size, costs, config)
-    if wish.action == "train":
+    if wish.action in ("train", "take_back"):  # a trial is judged once
         return wish
     before = decisions[len(decisions) - config.votes + 1 :]
     if len(before) == config.votes - 1 and all(_kind(decision.wish) == _kind(wish.action) for decision in before):
