@@ -63,6 +63,14 @@ class Costs:
     budget: float
     target: float | None = None
 
+    def size_of(self, look: Look) -> int:
+        """Index of the size of the model that was looked at."""
+        return int(np.argmin(np.abs(np.log(self.n_parameters / look.n_parameters))))
+
+    def first(self, n_sizes: int) -> Costs:
+        """Those of the ``n_sizes`` smallest models."""
+        return replace(self, n_parameters=self.n_parameters[:n_sizes], per_frame=self.per_frame[:n_sizes])
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -120,7 +128,7 @@ class Course:
 def decide(looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs, config: ControllerConfig) -> Decision:
     """The decision after the last of ``looks``; ``decisions`` are those after the others."""
     last = looks[-1]
-    size = int(np.argmin(np.abs(np.log(costs.n_parameters / last.n_parameters))))
+    size = costs.size_of(last)
     if last.spent >= costs.budget:
         return Decision("stop", size, last.n_frames, "stop", last.loss, "the budget is spent")
     if costs.target is not None and last.loss <= costs.target and len(looks) < config.min_looks:
@@ -157,8 +165,7 @@ def _by_gap(looks: Sequence[Look], size: int, costs: Costs, config: ControllerCo
 def _by_law(course: Course, size: int, costs: Costs, config: ControllerConfig) -> Decision:
     looks, last = course.looks, course.looks[-1]
     if course.refused is not None and last.n_frames < REFUSED_FOR * course.refused[1]:
-        n_sizes = int(np.searchsorted(costs.n_parameters, course.refused[0] * (1 - 1e-9)))
-        costs = replace(costs, n_parameters=costs.n_parameters[:n_sizes], per_frame=costs.per_frame[:n_sizes])
+        costs = costs.first(int(np.searchsorted(costs.n_parameters, course.refused[0] * (1 - 1e-9))))
     law = learn(looks, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
     now = float(np.exp(np.log(law.now).mean()))  # less noisy than the last look
     if costs.target is not None and now * (1 + config.noise) <= costs.target:
@@ -166,11 +173,10 @@ def _by_law(course: Course, size: int, costs: Costs, config: ControllerConfig) -
     plans = _Plans(law, last, size, costs, config)
     if course.grown is not None and len(looks) - 1 - course.grown == config.trial:
         before = looks[: course.grown + 1]
-        smaller = int(np.argmin(np.abs(np.log(costs.n_parameters / before[-1].n_parameters))))
-        cheap = replace(costs, n_parameters=costs.n_parameters[: smaller + 1], per_frame=costs.per_frame[: smaller + 1])
+        smaller = costs.size_of(before[-1])
         back = learn(before, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
         returned = replace(before[-1], spent=last.spent)
-        there = float(np.log(_Plans(back, returned, smaller, cheap, config).losses()).mean(axis=0).min())
+        there = float(np.log(_Plans(back, returned, smaller, costs.first(smaller + 1), config).losses()).mean(axis=0).min())
         here = float(np.log(plans.losses()).mean(axis=0).min())
         if there + config.min_gain < here:
             return Decision("take_back", smaller, last.n_frames, "take_back", float(np.exp(there)),

@@ -27,7 +27,7 @@ def fixed(policy: FixedPolicy, looks: Sequence[Look], decisions: Sequence[Decisi
     Frames double, the model grows by a size; what cannot grow lets the next in turn grow.
     """
     last = looks[-1]
-    size = int(np.argmin(np.abs(np.log(costs.n_parameters / last.n_parameters))))
+    size = costs.size_of(last)
     stay = Decision("train", size, last.n_frames, "train", np.nan, "the error still falls")
     if last.spent >= costs.budget:
         return Decision("stop", size, last.n_frames, "stop", last.loss, "the budget is spent")
