@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks import plain_study
 from benchmarks.scaling_laws import TRUTH, study
 
 from command import sapis
@@ -22,8 +23,9 @@ from sapis.data.formats.xyz import write_systems
 from sapis.data.splits import chosen, nested_order
 from sapis.executors.executor import LocalExecutor
 from sapis.pipeline.scale import PLAN, fit_study, foretell, plan_study, read_study, run_study
+from sapis.scaling.compare import compare
 from sapis.scaling.fit import fit
-from sapis.scaling.forms import JOINT
+from sapis.scaling.forms import FLOOR, JOINT, POWER, Points
 from sapis.scaling.frontier import allocate, best, flops_per_frame
 from sapis.scaling.laws import fit_laws
 from sapis.scaling.plan import MIN_STEPS, Size, StudyConfig, plan
@@ -96,6 +98,32 @@ def test_of_several_forms_the_planted_one_is_chosen_and_the_best_of_each_level_f
         fit_laws(points[:4], points.flops[:4], [Size(8, 10**4, 1.2e6, 1.0)])
 
 
+def law_of_compute(scale: float, exponent: float, floor: float = 0.0, *, seed: int = 0) -> Points:
+    """Eight trainings at four levels of compute, with noise of 1 %."""
+    flops = np.repeat(np.geomspace(1e10, 1e13, 4), 2)
+    noise = np.exp(0.01 * np.random.default_rng(seed).standard_normal(len(flops)))
+    return Points(flops, *np.ones((3, len(flops))), (floor + scale * (flops / 1e10) ** -exponent) * noise)
+
+
+def test_compute_to_equal_error_is_that_of_the_planted_laws() -> None:
+    one, other = fit(law_of_compute(50.0, 0.3), POWER), fit(law_of_compute(100.0, 0.3, seed=1), POWER)
+    found = compare(one, other)
+    truth = 2 ** (1 / 0.3)
+    assert found.ratio[0] == pytest.approx(truth, rel=0.1)
+    assert np.mean((found.ratio[1] <= truth) & (truth <= found.ratio[2])) > 0.8
+    # The other gets to 100 x 1000^-0.3 and no further: from there on its law is extrapolated.
+    assert found.is_measured.tolist() == (found.losses >= other.points.loss.min()).tolist() and not found.is_measured.all()
+    assert found.losses[0] == pytest.approx(one.points.loss.max()) and found.losses[-1] == pytest.approx(one.points.loss.min())
+    back = compare(other, one)
+    np.testing.assert_allclose(back.ratio[0] * found.ratio[0], 1.0, rtol=1e-6)
+
+
+def test_an_error_below_the_floor_of_a_law_is_never_reached() -> None:
+    one, other = fit(law_of_compute(50.0, 0.4), POWER), fit(law_of_compute(50.0, 0.4, floor=10.0, seed=1), FLOOR)
+    found = compare(one, other)
+    assert np.isinf(found.ratio[0][found.losses < 9]).all() and np.isfinite(found.ratio[0][found.losses > 12]).all()
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sapis.scaling.plan.MIN_STEPS", 60)
@@ -145,6 +173,31 @@ def test_a_study_from_plan_to_page(tmp_path: Path) -> None:
     (folder / "trials" / planned.trials[0].name / "record.json").unlink()
     with pytest.raises(FileError, match="planned for"):
         run_study(folder, LocalExecutor(1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short")
+def test_studies_of_two_models_on_the_same_frames_are_compared(tmp_path: Path) -> None:
+    data, config = small(tmp_path, widths=(16, 32), fractions=(1.0,), seeds=2, flops=5e10)
+    plan_study(data, tmp_path / "ours", config)
+    plain = plan_study(data, tmp_path / "plain", config, measure=plain_study.measured)
+    run_study(tmp_path / "ours", LocalExecutor(2))
+    records, failures = run_study(tmp_path / "plain", LocalExecutor(2), trainer=plain_study.trainer)
+    assert len(records) == len(plain.trials) and not failures
+    for trial in plain.trials:
+        record = records[trial.name]
+        assert record.cost["flops"] == pytest.approx(trial.flops, rel=0.05)
+        assert record.result["n_parameters"] == plain.size_of(trial).n_parameters
+        assert set(record.result["errors"]) == {"train", "validation", "test"}
+    ending = sapis("scale", "compare", tmp_path / "ours", tmp_path / "plain", "--output", tmp_path / "both")
+    assert ending.code == 0 and "plain: times the compute of ours" in ending.text
+    assert set(read_json(tmp_path / "both.json")["comparisons"]) == {"plain"}
+    page = (tmp_path / "both.html").read_text()
+    assert page.count("<svg") == 2 and "http://" not in page.replace("http://www.w3.org", "")
+    assert sapis("scale", "compare", tmp_path / "ours").code != 0
+    plan_study(data, tmp_path / "other", config.model_copy(update={"n_test": 12}))
+    ending = sapis("scale", "compare", tmp_path / "ours", tmp_path / "other")
+    assert ending.code != 0 and "same test frames" in ending.text
 
 
 @pytest.mark.slow

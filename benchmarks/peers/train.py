@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -93,22 +93,28 @@ def rotated(frame: Frame, random: np.random.Generator) -> Frame:
 
 
 class Training:
-    """Trains ``peer`` on ``problem`` in ``folder``; call `run`."""
+    """Trains ``peer`` on ``problem`` in ``folder``; call `run`. Its budget is of CPU seconds, of FLOPs, or of what ends first."""
 
-    def __init__(self, peer: Peer, problem: Problem, recipe: Recipe, *, cpu_seconds: float, seed: int, folder: Path) -> None:
+    n_flop_batches: ClassVar[int] = N_FLOP_BATCHES
+
+    def __init__(self, peer: Peer, problem: Problem, recipe: Recipe, *, seed: int, folder: Path, cpu_seconds: float = math.inf,
+                 flops: float = math.inf) -> None:
         self.peer, self.problem, self.recipe, self.folder = peer, problem, recipe, folder
-        self.cpu_seconds, self.seed = cpu_seconds, seed
+        self.cpu_seconds, self.flops, self.seed = cpu_seconds, flops, seed
         self.frames = problem.parts["train"]
-        self.items = [peer.prepare(frame) for frame in self.frames]
+        self.items = [] if peer.is_augmented else [peer.prepare(frame) for frame in self.frames]
         self.batches = {"validation": self._batched("validation")}
         self.parameters = {name: value for name, value in peer.module.named_parameters() if value.requires_grad}
         self.weights = list(self.parameters.values())
-        self.optimizer = torch.optim.Adam(self._groups(), lr=recipe.learning_rate, amsgrad=True, foreach=True)
+        self.optimizer = self._optimizer()
         self.mean = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.best = {name: value.clone() for name, value in self.mean.items()}
         self.progress = Progress()
         self.n_batches = len(self.frames) // recipe.batch_size
         self.flops_of_step = 0.0
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self._groups(), lr=self.recipe.learning_rate, amsgrad=True, foreach=True)
 
     def _groups(self) -> list[dict[str, Any]]:
         decayed = {id(parameter) for parameter in self.peer.decayed()}
@@ -150,13 +156,13 @@ class Training:
 
     def spent(self) -> float:
         """Fraction of the budget."""
-        return self.progress.cpu_seconds / self.cpu_seconds
+        return max(self.progress.cpu_seconds / self.cpu_seconds, self.progress.flops / self.flops)
 
     def _warm_up(self) -> None:
         """Compile what is compiled at first use, and count FLOPs, before the clock runs."""
         for k in range(N_WARM_UP):
             self._gradient(self._indices(k))
-        counted = [count_flops(lambda k=k: self._gradient(self._indices(k))) for k in range(N_FLOP_BATCHES)]  # type: ignore[misc]
+        counted = [count_flops(lambda k=k: self._gradient(self._indices(k))) for k in range(self.n_flop_batches)]  # type: ignore[misc]
         self.flops_of_step = float(np.mean(counted))
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -167,11 +173,13 @@ class Training:
         return order[position * self.recipe.batch_size : (position + 1) * self.recipe.batch_size]
 
     def _gradient(self, indices: np.ndarray) -> float:
-        frames, items = [self.frames[i] for i in indices], [self.items[i] for i in indices]
+        frames = [self.frames[i] for i in indices]
         if self.peer.is_augmented:
             random = np.random.default_rng((self.seed, self.progress.step, 1))
             frames = [rotated(frame, random) for frame in frames]
             items = [self.peer.prepare(frame) for frame in frames]
+        else:
+            items = [self.items[i] for i in indices]
         self.optimizer.zero_grad(set_to_none=True)
         energies, forces = self.peer.predict(self.peer.collate(items), create_graph=True)
         value = loss(energies, forces, frames, self.problem.scale, self._stage())

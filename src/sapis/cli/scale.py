@@ -106,6 +106,24 @@ def foretell(
 
 
 @scale_app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Of studies on the same frames; the first is what others compare with.")],
+    output: Annotated[Path, typer.Option(help="What is written, with the endings .html and .json.")] = Path("comparison"),
+) -> None:
+    """How much more compute other models need for the error of the first."""
+    import numpy as np
+
+    from sapis.pipeline.compare import compare_studies
+
+    for name, found in compare_studies(folders, output):
+        typer.echo(f"{name}: times the compute of {folders[0].name} for the same force error on test frames")
+        for loss, needed, inside in zip(found.losses, found.ratio.T, found.is_measured, strict=True):
+            value, low, high = (f"{each:.3g}" if np.isfinite(each) else "never" for each in needed)
+            typer.echo(f"  {loss:7.1f} meV/Å: {value} ({low} to {high}){'' if inside else ', extrapolated'}")
+    typer.echo(f"{output.with_suffix('.html')}, {output.with_suffix('.json')}")
+
+
+@scale_app.command()
 def auto(
     data: Annotated[Path, typer.Argument(help="Labelled frames, whose labels count as bought when they are used.")],
     folder: Annotated[Path, typer.Argument(help="Of the run; made, or gone on with.")],

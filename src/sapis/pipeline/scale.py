@@ -47,6 +47,9 @@ LAWS, REPORT, PREDICTIONS = "laws.json", "laws.html", "predictions.json"
 MAX_WIDTH = 512  # of what is foretold
 N_TRAINING_ERRORS = 200  # training frames whose error is measured: the gap to the test error
 
+Measure = Callable[[Pool, StudyConfig, int, Path], Size]
+Trainer = Callable[[Path], Callable[[Trial], str]]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -75,11 +78,13 @@ class Study:
         return next(size for size in self.sizes if size.width == trial.width)
 
 
-def plan_study(data: Path, folder: Path, config: StudyConfig, *, isolated: Path | None = None) -> Study:
+def plan_study(data: Path, folder: Path, config: StudyConfig, *, isolated: Path | None = None, measure: Measure | None = None,
+               ) -> Study:
     """Plan a study of ``data`` and write it to ``folder``; a plan of the same that is there is kept.
 
     Args:
         isolated: file of isolated atoms; a store has them itself.
+        measure: of another model than ours: what a width costs, from trainings in a folder of their own.
 
     Raises:
         DataError: too few frames, or frames with errors.
@@ -87,7 +92,7 @@ def plan_study(data: Path, folder: Path, config: StudyConfig, *, isolated: Path 
         FileError: ``folder`` holds another study.
     """
     keep_freed_memory()
-    pool = _pool(data.resolve(), config, isolated)
+    pool = pool_of(data.resolve(), config, isolated)
     wanted = {"data_hash": pool.data_hash, "config": config.model_dump(mode="json")}
     if (folder / PLAN).exists():
         known = read_json(folder / PLAN)
@@ -100,7 +105,7 @@ def plan_study(data: Path, folder: Path, config: StudyConfig, *, isolated: Path 
         task = bar.add_task("sizes", total=len(config.widths), note="")
         sizes = []
         for width in sorted(set(config.widths)):
-            sizes.append(_measured(pool, config, width, folder))
+            sizes.append((measure or _measured)(pool, config, width, folder / TRIALS / f"w{width:03d}"))
             bar.update(task, advance=1, note=f"{width} channels: {sizes[-1].n_parameters:,} weights")
     trials = plan(config, sizes, len(pool.train))
     study = Study(data.resolve(), pool.data_hash, isolated and isolated.resolve(), config, sizes, trials, len(pool.train))
@@ -134,8 +139,13 @@ def read_study(folder: Path) -> Study:
                  [Trial(**each) for each in known["trials"]], known["n_available"])
 
 
-def run_study(folder: Path, executor: Executor) -> tuple[dict[str, Record], dict[str, Failure]]:
+def run_study(folder: Path, executor: Executor, *, trainer: Trainer | None = None,
+              ) -> tuple[dict[str, Record], dict[str, Failure]]:
     """Run what is left of the study in ``folder``; the same call goes on where it was stopped.
+
+    Args:
+        trainer: of another model than ours: what makes, in each worker, the function that trains one trial, and calls
+            `record_trial`.
 
     Returns:
         The records of finished trainings and the failures of others, by name.
@@ -151,7 +161,7 @@ def run_study(folder: Path, executor: Executor) -> tuple[dict[str, Record], dict
         total = sum(trial.cpu_seconds for trial in study.trials)
         done = sum(trial.cpu_seconds for trial in study.trials if trial.name in records)
         task = bar.add_task("CPU-s", total=round(total), completed=round(done), note=_note(records, study, failures))
-        for number, outcome in executor.outcomes(partial(_trainer, folder), left, limits=Limits()):
+        for number, outcome in executor.outcomes(partial(trainer or _trainer, folder), left, limits=Limits()):
             trial = left[number]
             if isinstance(outcome, Failure):
                 failures[trial.name] = outcome
@@ -176,7 +186,7 @@ def _note(records: dict[str, Record], study: Study, failures: dict[str, Failure]
 
 
 def _record_path(folder: Path, trial: Trial) -> Path:
-    return folder / TRIALS / trial.name / RECORD
+    return trial_folder(folder, trial) / RECORD
 
 
 def _input_hash(study: Study, trial: Trial) -> str:
@@ -185,29 +195,39 @@ def _input_hash(study: Study, trial: Trial) -> str:
                       "config": study.config.model_dump(mode="json", exclude={"flops", "cpu_seconds", "levels", "widths"})})
 
 
-def _pool(data: Path, config: StudyConfig, isolated: Path | None) -> Pool:
+def pool_of(data: Path, config: StudyConfig, isolated: Path | None) -> Pool:
+    """The frames of a study in their parts."""
     return Pool(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by, isolated=isolated,
                 seed=config.seed)
 
 
 def _measured(pool: Pool, config: StudyConfig, width: int, folder: Path) -> Size:
-    return pool.measured(dial(width, config.model), config.training, folder / TRIALS / f"w{width:03d}")
+    return pool.measured(dial(width, config.model), config.training, folder)
+
+
+def known_pool(study: Study) -> Pool:
+    """The frames that ``study`` was planned for.
+
+    Raises:
+        FileError: they have changed.
+    """
+    pool = pool_of(study.data, study.config, study.isolated)
+    if pool.data_hash != study.data_hash:
+        raise FileError(expected="the data that the study was planned for", received="other content", where=str(study.data),
+                        todo="bring them back, or plan a new study")
+    return pool
 
 
 def _trainer(folder: Path) -> Callable[[Trial], str]:
     """What a worker does with each trial; made once in each."""
     keep_freed_memory()
     study = read_study(folder)
-    pool = _pool(study.data, study.config, study.isolated)
-    if pool.data_hash != study.data_hash:
-        raise FileError(expected="the data that the study was planned for", received="other content", where=str(study.data),
-                        todo="bring them back, or plan a new study")
-    return partial(_run, folder, study, pool)
+    return partial(_run, folder, study, known_pool(study))
 
 
 def _run(folder: Path, study: Study, pool: Pool, trial: Trial) -> str:
     """Train, test, write the record; the checkpoint goes with it."""
-    config, work = study.config, folder / TRIALS / trial.name / WORK
+    config, work = study.config, trial_folder(folder, trial) / WORK
     settings = config.training.model_copy(update={"flops": trial.flops, "seed": trial.seed})
     torch.set_num_threads(settings.threads)
     made_by, watch = provenance(), Stopwatch()
@@ -215,17 +235,38 @@ def _run(folder: Path, study: Study, pool: Pool, trial: Trial) -> str:
     potential = pool.potential(frames, dial(trial.width, config.model), settings, trial.seed)
     training = Training(potential, frames, pool.validation, settings, work)
     spent = training.run()
-    seen = frames[:N_TRAINING_ERRORS]
-    errors = {name: _without_points(evaluate(potential, part))
-              for name, part in (("train", seen), ("validation", pool.validation), ("test", pool.test))}
+    errors = {name: _without_points(evaluate(potential, part)) for name, part in (
+        ("train", frames[:N_TRAINING_ERRORS]), ("validation", pool.validation), ("test", pool.test))}
+    return record_trial(
+        folder, study, trial, n_parameters=n_parameters(potential), n_steps=spent.step, epochs=spent.step / training.n_batches,
+        errors=errors, history=spent.history, made_by=made_by,
+        cost={**watch.cost(), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops})
+
+
+def trial_folder(folder: Path, trial: Trial) -> Path:
+    """Of the record of ``trial`` and, while it runs, of its checkpoints (in `WORK`)."""
+    return folder / TRIALS / trial.name
+
+
+def record_trial(folder: Path, study: Study, trial: Trial, *, n_parameters: int, n_steps: int, epochs: float,
+                 errors: dict[str, dict[str, Any]], history: list[dict[str, float]], cost: dict[str, float],
+                 made_by: dict[str, Any]) -> str:
+    """Write the record of a training that is finished, delete its checkpoints, return its name.
+
+    Args:
+        n_parameters: weights, without the embedding of elements and conditions.
+        errors: on the parts ``train``, ``validation`` and ``test``; the laws are of ``force_rmse_meV_A``.
+        history: a row for each validation.
+        cost: with ``cpu_seconds`` and ``flops`` of the training.
+        made_by: `provenance` at its start.
+    """
     result = {
-        "trial": asdict(trial), "n_parameters": n_parameters(potential), "n_frames": trial.n_frames, "n_steps": spent.step,
-        "epochs": spent.step / training.n_batches, "errors": errors, "history": spent.history,
+        "trial": asdict(trial), "n_parameters": n_parameters, "n_frames": trial.n_frames, "n_steps": n_steps, "epochs": epochs,
+        "errors": errors, "history": history,
         "gap": errors["test"]["force_rmse_meV_A"] / errors["train"]["force_rmse_meV_A"],
     }
-    cost = {**watch.cost(), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops}
     write_record(_record_path(folder, trial), Record(trial.name, _input_hash(study, trial), result, cost, made_by))
-    shutil.rmtree(work)
+    shutil.rmtree(trial_folder(folder, trial) / WORK, ignore_errors=True)
     return trial.name
 
 
@@ -316,7 +357,7 @@ def _predictions(folder: Path) -> list[dict[str, Any]]:
 
 def _size_near(folder: Path, study: Study, wanted: float) -> Size:
     """The width whose number of weights is nearest to ``wanted``; what it costs is measured."""
-    pool = _pool(study.data, study.config, study.isolated)
+    pool = pool_of(study.data, study.config, study.isolated)
     numbers = {}
     for width in range(CHANNELS_PER_HEAD, MAX_WIDTH + 1, CHANNELS_PER_HEAD):
         potential = pool.potential(pool.frames(MIN_FRAMES, 0), dial(width, study.config.model), study.config.training, 0)
@@ -325,4 +366,4 @@ def _size_near(folder: Path, study: Study, wanted: float) -> Size:
             break
     width = min(numbers, key=lambda each: numbers[each])
     known = [size for size in study.sizes if size.width == width]
-    return known[0] if known else _measured(pool, study.config, width, folder)
+    return known[0] if known else _measured(pool, study.config, width, folder / TRIALS / f"w{width:03d}")

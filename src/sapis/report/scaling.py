@@ -52,7 +52,7 @@ def _compute(laws: dict[str, Any]) -> Html:
                         fmt="_", color=ORANGE, capsize=4, zorder=4)
             ax.plot(row["flops"], row["measured"], "D", color=ORANGE, markersize=5, zorder=5,
                     label="held out, with what was foretold" if row is laws["held_out"][0] else None)
-        _logarithmic(ax, "FLOPs of the training", LOSS)
+        logarithmic(ax, "FLOPs of the training", LOSS)
         ax.legend()
         picture = svg(drawing, "compute", "Error against compute")
     return figure(picture, "Each point is a training from scratch to the end of its schedule. The line is the law's error when "
@@ -78,7 +78,7 @@ def _sizes(laws: dict[str, Any]) -> Html:
             ax.plot(sizes, [means[n] for n in sizes], "o-", color=BLUE, alpha=shade, markersize=4, label=f"{level:.2g} FLOPs")
             low = min(means, key=lambda n: means[n])
             ax.plot(low, means[low], "o", color="white", markeredgecolor=ORANGE, markersize=8, zorder=4)
-        _logarithmic(ax, "weights", LOSS)
+        logarithmic(ax, "weights", LOSS)
         ax.legend(ncols=2)
         picture = svg(drawing, "sizes", "Error against the number of weights at equal compute")
     return figure(picture, "Lines of equal compute, mean of the seeds, with the number of frames that did best; the best size of "
@@ -91,7 +91,7 @@ def _budget(laws: dict[str, Any]) -> Html:
         flops = [row["flops"] for row in rows]
         for ax, name, words in zip(drawing.subplots(1, 2), ("n_parameters", "n_frames"), ("weights", "frames"), strict=True):
             _band(ax, flops, [row[name] for row in rows], BLUE, "")
-            _logarithmic(ax, "FLOPs of the training", words)
+            logarithmic(ax, "FLOPs of the training", words)
             ax.axvspan(min(row["flops"] for row in laws["trials"]), max(row["flops"] for row in laws["trials"]), color=INK,
                        alpha=0.05, linewidth=0)
         picture = svg(drawing, "budget", "Best number of weights and of frames against compute")
@@ -144,7 +144,8 @@ def _band(ax: Axes, x: list[float], rows: list[dict[str, float]], colour: str, l
     ax.plot(x, [row["value"] for row in rows], color=colour, label=label or None)
 
 
-def _logarithmic(ax: Axes, x_label: str, y_label: str) -> None:
+def logarithmic(ax: Axes, x_label: str, y_label: str) -> None:
+    """Both axes logarithmic, with plain numbers."""
     ax.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(_power)

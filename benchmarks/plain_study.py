@@ -1,0 +1,168 @@
+"""A study of scaling of the Transformer that knows nothing of rotations: ``python -m benchmarks.plain_study DATA FOLDER CONFIG``.
+
+Its folder is as `sapis scale plan` and `run` make theirs, with the same data, parts, loss and levels of compute, so that
+`sapis scale fit` and `sapis scale compare` read it. The same command goes on after a stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from benchmarks.peers.datasets import to_frame
+from benchmarks.peers.plain_transformer import Driver
+from benchmarks.peers.protocol import Frame, Problem, Recipe
+from benchmarks.peers.train import Training, errors
+from sapis.core.config import load_yaml, parse_config
+from sapis.core.memory import keep_freed_memory
+from sapis.core.records import Stopwatch, provenance
+from sapis.data.system import System
+from sapis.executors.executor import LocalExecutor
+from sapis.model.config import ModelConfig
+from sapis.pipeline.pool import N_TO_TIME, Pool
+from sapis.pipeline.scale import (
+    N_TRAINING_ERRORS,
+    WORK,
+    Study,
+    known_pool,
+    plan_study,
+    read_study,
+    record_trial,
+    run_study,
+    trial_folder,
+)
+from sapis.scaling.plan import Size, StudyConfig, Trial
+from sapis.training.config import TrainingConfig
+from sapis.training.muon import Muon
+
+CUTOFF = 5.0  # Å
+CHANNELS_PER_HEAD = 16
+SHARED = ("learning_rate", "batch_size", "ema_decay", "clip", "warmup_steps", "energy_weight", "force_weight")
+
+
+class PlainTraining(Training):
+    """The bench's loop with the optimiser of `sapis`, if that is asked for."""
+
+    n_flop_batches: ClassVar[int] = 32
+    is_muon: ClassVar[bool] = True
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if not self.is_muon:
+            return super()._optimizer()
+        tables = {id(self.parameters["species.weight"])}
+        groups = [{"params": [weight for weight in self.weights if (id(weight) in tables) == is_table],
+                   "has_matrices": not is_table} for is_table in (False, True)]
+        return Muon(groups, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay)
+
+    def _step(self) -> None:
+        super()._step()
+        if isinstance(self.optimizer, Muon):
+            self.progress.flops += self.optimizer.flops
+
+
+class AdamTraining(PlainTraining):
+    """The bench's loop with Adam."""
+
+    is_muon = False
+
+
+def begin(pool: Pool, frames: Sequence[System], width: int, settings: TrainingConfig, folder: Path) -> PlainTraining:
+    """A training of ``width`` on ``frames``, with the reference energies and scales that `sapis` would take."""
+    torch.set_num_threads(1)
+    known = pool.potential(frames, ModelConfig(cutoff=CUTOFF), settings, settings.seed)
+    values = dict(zip(known.elements, known.reference_energies[0].tolist(), strict=True))
+    parts = {name: [to_frame(system, values) for system in part]
+             for name, part in (("train", frames), ("validation", pool.validation), ("test", pool.test))}
+    problem = Problem(known.elements, known.scale, known.average_neighbors, CUTOFF, parts)
+    torch.manual_seed(settings.seed)
+    peer = Driver(problem, n_channels=width, n_heads=width // CHANNELS_PER_HEAD)
+    folder.mkdir(parents=True, exist_ok=True)
+    is_muon = settings.optimizer == "muon"
+    recipe = Recipe(**{name: getattr(settings, name) for name in SHARED}, weight_decay=settings.weight_decay if is_muon else 0.0)
+    kind = PlainTraining if is_muon else AdamTraining
+    return kind(peer, problem, recipe, seed=settings.seed, folder=folder, flops=settings.flops or np.inf)
+
+
+def n_parameters(training: Training) -> int:
+    """Weights, without the embedding of elements."""
+    return sum(value.numel() for name, value in training.parameters.items() if not name.startswith("species."))
+
+
+def measured(pool: Pool, config: StudyConfig, width: int, folder: Path) -> Size:
+    """What a frame costs in training."""
+    frames = pool.frames(min(N_TO_TIME, len(pool.train)), 0)
+    training = begin(pool, frames, width, config.training, folder)
+    try:
+        training._warm_up()
+        watch = Stopwatch()
+        for _ in range(training.n_batches):
+            training._step()
+        n_seen = training.n_batches * config.training.batch_size
+        return Size(width, n_parameters(training), training.progress.flops / n_seen, watch.cost()["cpu_seconds"] / n_seen)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def trainer(folder: Path) -> Callable[[Trial], str]:
+    """What a worker does with each trial."""
+    keep_freed_memory()
+    study = read_study(folder)
+    return partial(train, folder, study, known_pool(study))
+
+
+def train(folder: Path, study: Study, pool: Pool, trial: Trial) -> str:
+    """Train, test, write the record."""
+    made_by, watch = provenance(), Stopwatch()
+    settings = study.config.training.model_copy(update={"flops": trial.flops, "seed": trial.seed})
+    frames = pool.frames(trial.n_frames, trial.seed)
+    training = begin(pool, frames, trial.width, settings, trial_folder(folder, trial) / WORK)
+    state = training.run()
+    found = {"train": _errors(training, training.frames[:N_TRAINING_ERRORS]), **state.errors}
+    return record_trial(
+        folder, study, trial, n_parameters=n_parameters(training), n_steps=state.step, epochs=state.step / training.n_batches,
+        errors=found, history=state.history, made_by=made_by,
+        cost={**watch.cost(), "cpu_seconds": state.cpu_seconds, "flops": state.flops})
+
+
+def _errors(training: Training, frames: Sequence[Frame]) -> dict[str, Any]:
+    """Of the weights at hand."""
+    predicted = []
+    for frame in frames:
+        values = training.peer.predict(training.peer.collate([training.peer.prepare(frame)]), create_graph=False)
+        predicted.append(tuple(value.detach().double().numpy() for value in values))
+    return errors(predicted, frames)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("data", type=Path, help="labelled frames: a store, or any format")
+    parser.add_argument("folder", type=Path, help="of the study")
+    parser.add_argument("config", type=Path, help="YAML: as of `sapis scale plan`, without a model")
+    parser.add_argument("--workers", type=int, default=None)
+    options = parser.parse_args()
+    settings = {**load_yaml(options.config), "model": {"architecture": "plain Transformer"}}
+    study = plan_study(options.data, options.folder, parse_config(StudyConfig, settings, where=str(options.config)),
+                       measure=measured)
+    for size in study.sizes:
+        print(f"{size.width} channels: {size.n_parameters:,} weights, {size.flops / 1e6:,.0f} MFLOP and "
+              f"{1e3 * size.cpu_seconds:.1f} CPU-ms a frame")
+    print(f"{len(study.trials)} trainings, about {sum(trial.cpu_seconds for trial in study.trials):,.0f} CPU-s", flush=True)
+    records, failures = run_study(options.folder.resolve(), LocalExecutor(options.workers), trainer=trainer)
+    for name, failure in failures.items():
+        print(f"{name}: {failure.kind}: {failure.reason}")
+    print(f"{len(records)} trainings done, {len(failures)} failed")
+
+
+if __name__ == "__main__":
+    main()
