@@ -39,7 +39,7 @@ def one(problem: str, policy: str, seed: int, data: Path, isolated: Path | None)
     result, events = record.result, record.result["events"]
     return {
         "test_force_rmse_meV_A": result["errors"]["test"]["force_rmse_meV_A"], "n_frames": result["n_frames"],
-        "width": result["width"], "n_parameters": result["n_parameters"], **record.cost,
+        "size": result["size"], "n_parameters": result["n_parameters"], **record.cost,
         "growths": [{**event["look"], "action": event["decision"]["action"], "reason": event["decision"]["reason"]}
                     for event in events if event["decision"]["action"] != "train"],
         "course": [[event["look"]["spent"], event["look"]["loss"]] for event in events],
@@ -61,7 +61,7 @@ def main() -> None:
             found = one(options.problem, policy, seed, options.data, isolated)
             cases[policy]["seeds"][str(seed)] = found
             print(f"{policy}, seed {seed}: {found['test_force_rmse_meV_A']:.2f} meV/Å with {found['n_frames']} frames, "
-                  f"width {found['width']}", flush=True)
+                  f"{found['size']}", flush=True)
     for name, case in cases.items():
         errors = np.array([run["test_force_rmse_meV_A"] for run in case["seeds"].values()])
         case["mean_test_force_rmse_meV_A"], case["spread"] = float(errors.mean()), float(errors.std(ddof=min(1, len(errors) - 1)))

@@ -19,7 +19,7 @@ from sapis.core.files import read_json
 from sapis.core.seeds import generator
 from sapis.data.formats import read_systems
 from sapis.data.formats.xyz import write_systems
-from sapis.pipeline.auto import EVENTS, AutoConfig, auto
+from sapis.pipeline.auto import EVENTS, AutoConfig, auto, steps_between
 from sapis.potential.bundle import hash_tensors, read_tensors
 from sapis.scaling.controller import Action, Decision
 from sapis.scaling.path import Look
@@ -45,6 +45,15 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("auto") / "run"
     auto(data, folder, AutoConfig.model_validate(settings()))
     return folder
+
+
+def test_sizes_grow_by_one_step_of_one_axis() -> None:
+    config = AutoConfig(flops=1.0, widths=(32, 16), axes={"n_layers": (2, 3), "order": (2,)})
+    sizes = config.sizes()
+    assert sizes == [{"n_channels": width, "n_layers": layers, "order": 2} for width in (16, 32) for layers in (2, 3)]
+    assert steps_between(sizes) == ((1, 2), (3,), (3,), ())
+    with pytest.raises(ValueError, match="either among the axes or in the model"):
+        AutoConfig(flops=1.0, axes={"order": (2, 3)}, model={"order": 2})
 
 
 @pytest.mark.slow
@@ -74,7 +83,7 @@ def test_a_growth_that_is_taken_back_costs_what_it_cost_and_leaves_no_trace(
 
     monkeypatch.setattr("sapis.pipeline.auto.decide", scripted)
     record = auto(data, tmp_path / "run", AutoConfig.model_validate(settings()))
-    assert record.result["width"] == 16 and record.cost["flops"] == pytest.approx(4e9, rel=0.02)
+    assert record.result["size"] == {"n_channels": 16} and record.cost["flops"] == pytest.approx(4e9, rel=0.02)
     looks, after = ([event[name] for event in record.result["events"]] for name in ("look", "after"))
     assert [n for n, error in enumerate(after) if error is not None] == [2]
     assert after[2] == pytest.approx(looks[2]["loss"], rel=1e-4)  # to the rounding of float32: far within one per cent
@@ -86,6 +95,28 @@ def test_a_growth_that_is_taken_back_costs_what_it_cost_and_leaves_no_trace(
     assert looks[5]["seen"] - looks[2]["seen"] == pytest.approx(looks[2]["seen"] - looks[1]["seen"], rel=0.2)
     start = read_tensors(tmp_path / "run" / "stage-00" / "last.safetensors")[1]
     assert looks[2]["seen"] == 2 * start["step"]
+
+
+@pytest.mark.slow
+def test_every_axis_can_grow_and_keeps_the_error(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = [0, 0, 1, 3, 7, 7]  # sizes: a layer, then a degree, then channels
+
+    def scripted(looks: Sequence[Look], decisions: Sequence[Decision], *_: object) -> Decision:
+        n = len(decisions)
+        size, before = (script[min(place, len(script) - 1)] for place in (n, max(n - 1, 0)))
+        action: Action = "train" if size == before else "grow_model"
+        return Decision(action, size, looks[-1].n_frames, action, np.nan, "script")
+
+    monkeypatch.setattr("sapis.pipeline.auto.decide", scripted)
+    axes, model = {"l_max": [1, 2], "n_layers": [1, 2]}, {"preset": "nano"}
+    record = auto(data, tmp_path / "run", AutoConfig.model_validate(settings(axes=axes, model=model)))
+    assert record.result["size"] == {"n_channels": 32, "l_max": 2, "n_layers": 2}
+    events = record.result["events"]
+    grown = [event for event in events if event["after"] is not None]
+    assert [event["decision"]["reason"] for event in grown] == [
+        "script; n_layers 1 to 2", "script; l_max 1 to 2", "script; n_channels 16 to 32"]
+    for event in grown:
+        assert event["after"] == pytest.approx(event["look"]["loss"], rel=1e-4)
 
 
 @pytest.mark.slow

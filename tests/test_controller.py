@@ -55,7 +55,7 @@ def test_decisions_follow_from_the_looks_alone() -> None:
     sizes = [decision.size for decision in decisions]
     frames = [decision.n_frames for decision in decisions]
     falls = np.flatnonzero(np.diff(sizes) < 0) + 1
-    assert all(decisions[n].action == "take_back" for n in falls) and max(np.diff(sizes)) <= CONFIG.max_model_growth
+    assert all(decisions[n].action == "take_back" for n in falls) and max(np.diff(sizes)) <= 1
     assert frames == sorted(frames)
     assert max(np.diff(np.log(frames))) <= np.log(CONFIG.max_data_growth) + 1e-9
 
@@ -124,5 +124,37 @@ def test_a_growth_that_disappoints_is_taken_back() -> None:
     assert (world.truth, world.size) == before
     world.train(law.budget / 50)
     course = Course.of(world.looks, decisions)
-    assert [look.n_parameters for look in course.looks] == [1e4] * 13 and course.refused == (2.5e4, world.n_frames)
+    assert [look.n_parameters for look in course.looks] == [1e4] * 13 and course.refused == {1: world.n_frames}
     assert decide(world.looks, decisions, world.costs, CONFIG).size == 0
+
+
+def test_of_two_axes_the_one_that_was_not_refused_grows() -> None:
+    """Four sizes: two axes of two. The second axis was taken back: the first one, and not both, is what is left."""
+    larger = ((1, 2), (3,), (3,), ())
+    costs = Costs(np.array([1e4, 3e4, 2e4, 6e4]), np.array([1.0, 2.0, 1.8, 3.6]), 10.0, 1e5, 1e6, larger=larger)
+    assert [costs.steps(size) for size in range(4)] == list(larger) and costs.reached(0) == {0, 1, 2, 3}
+    looks = [Look(1e4, 100, n, n, 2.0, 1.9) for n in range(1, 5)]
+    train, grow = (Decision(action, 0, 100, action, np.nan, "") for action in ("train", "train"))
+    grow = replace(grow, action="grow_model", size=1)
+    back = replace(grow, action="take_back", size=0)
+    course = Course.of(looks, [train, grow, back])
+    assert course.looks == [looks[0], looks[1], looks[3]] and course.sizes == [0, 0, 0] and course.refused == {1: 100}
+    assert course.barred(costs) == {1, 3}
+    many = Course.of([*looks[:3], replace(looks[3], n_frames=200.0)], [train, grow, back])
+    assert many.barred(costs) == set()
+
+
+def test_a_world_of_two_axes_is_spent_as_well_as_one_of_one() -> None:
+    """Every size can be reached in one way or another: the larger of two steps that cost the same is taken."""
+    law = a_world().law
+    chain = World(law, law.costs(), 2000)
+    controlled(chain, CONFIG)
+    # The same sizes, and beside each step one of another axis that costs as much and brings half.
+    n = len(chain.costs.n_parameters)
+    weights = np.concatenate([chain.costs.n_parameters, chain.costs.n_parameters[:-1] * 1.5])
+    per_frame = np.concatenate([chain.costs.per_frame, chain.costs.per_frame[1:]])
+    larger = tuple((k + 1, n + k) for k in range(n - 1)) + ((),) * n
+    world = World(law, replace(chain.costs, n_parameters=weights, per_frame=per_frame, larger=larger), 2000)
+    decisions = controlled(world, CONFIG)
+    assert world.size < n and any(decision.action in ("grow_model", "grow_both") for decision in decisions)
+    assert world.truth < 1.05 * chain.truth

@@ -145,7 +145,8 @@ def auto(
             typer.echo(f"{look['spent']:.2e} FLOPs, {look['loss']:.1f} meV/Å: {event['decision']['action'].replace('_', ' ')}: "
                        f"{event['decision']['reason']}")
     errors = record.result["errors"]["test"]
-    typer.echo(f"{record.result['width']} channels, {record.result['n_frames']:,} frames, {record.cost['flops']:.2e} FLOPs: test "
+    size = ", ".join(f"{axis} {value}" for axis, value in record.result["size"].items())
+    typer.echo(f"{size}, {record.result['n_frames']:,} frames, {record.cost['flops']:.2e} FLOPs: test "
                f"force RMSE {errors['force_rmse_meV_A']:.1f} meV/Å")
     typer.echo(f"model: {folder / MODEL}")
 

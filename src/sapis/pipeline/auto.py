@@ -10,13 +10,15 @@ Everything is paid in FLOPs of training; a label costs those that could be done 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sapis.api import save
 from sapis.core.config import Config
@@ -42,13 +44,18 @@ from sapis.training.loop import Training
 PLAN, EVENTS, MODEL, RECORD, REPORT = "plan.json", "events.json", "model.sapis", "record.json", "report.html"
 N_ERRORS = 200  # frames whose error is the training error
 
+Axis = Literal["n_layers", "l_max", "l_max_product", "l_max_carried", "order", "n_radial"]
+
+
 class AutoConfig(Config):
     """What is to be decided, and what it may cost."""
 
     flops: float = Field(gt=0, description="budget of training and labels together")
     label_flops: float = Field(0.0, ge=0, description="cost of a label: FLOPs of training that take as long")
     target: float | None = Field(None, gt=0, description="force error on validation frames at which to stop, meV/Å")
-    widths: tuple[int, ...] = Field((16, 32, 48, 64, 96), min_length=1, description="channels of the sizes; the first begins")
+    widths: tuple[int, ...] = Field((16, 32, 48, 64, 96), min_length=1, description="channels of the sizes; the least begins")
+    axes: dict[Axis, tuple[int, ...]] = Field(
+        default_factory=dict, description="other sizes that can grow, beside the width: n_layers, l_max, order, …")
     model: dict[str, Any] = Field(default_factory=dict, description="settings of the architecture that all sizes share")
     n_start: int = Field(50, ge=10, description="frames at the start")
     cooldown: float = Field(0.3, gt=0, lt=1, description="last part of the budget, in which the learning rate falls")
@@ -59,6 +66,29 @@ class AutoConfig(Config):
     n_test: int = Field(500, ge=1)
     group_by: str = Field("", description="tag: frames that share its value are in one part")
     seed: int = Field(0, ge=0, lt=2**63)
+
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AutoConfig:
+        if both := set(self.axes) & set(self.model):
+            raise ValueError(f"{', '.join(sorted(both))} either among the axes or in the model")
+        if not all(self.axes.values()):
+            raise ValueError("at least one value of each axis")
+        return self
+
+    def sizes(self) -> list[dict[str, int]]:
+        """The settings of every size: each width with each value of each axis, the least of all first."""
+        ladders = {"n_channels": self.widths} | {str(axis): values for axis, values in self.axes.items()}
+        return [dict(zip(ladders, values, strict=True))
+                for values in itertools.product(*(sorted(set(ladder)) for ladder in ladders.values()))]
+
+
+def steps_between(sizes: Sequence[Mapping[str, int]]) -> tuple[tuple[int, ...], ...]:
+    """For each of ``sizes``, which others are one step of one axis larger."""
+    ladders = {axis: sorted({size[axis] for size in sizes}) for axis in sizes[0]}
+    places = [[ladders[axis].index(value) for axis, value in size.items()] for size in sizes]
+    return tuple(tuple(n for n, other in enumerate(places) if sorted(np.subtract(other, place)) == [0] * (len(place) - 1) + [1])
+                 for place in places)
 
 
 @dataclass(frozen=True)
@@ -112,11 +142,12 @@ class _Run:
         self.name = data.name
         self.pool = Pool(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by,
                          isolated=isolated, seed=config.seed)
-        self.models = [dial(width, config.model) for width in sorted(set(config.widths))]
+        self.settings = config.sizes()
+        self.models = [dial(size["n_channels"], {**config.model, **size}) for size in self.settings]
         self.sizes = self._sizes()
         self.costs = Costs(np.array([float(size.n_parameters) for size in self.sizes]),
                            np.array([size.flops for size in self.sizes]), config.label_flops, float(len(self.pool.train)),
-                           config.flops, config.target)
+                           config.flops, config.target, steps_between(self.settings))
         self.chunk = config.flops / config.controller.looks
         self.events = self._known_events()
         self.begun: tuple[int, Training] | None = None  # the number of a stage and its training
@@ -139,7 +170,7 @@ class _Run:
         labels = self.config.label_flops * stage.n_frames
         result = {
             "errors": errors, "n_parameters": self.sizes[stage.size].n_parameters, "n_frames": stage.n_frames,
-            "width": self.sizes[stage.size].width, "n_steps": spent.step, "label_flops": labels, "lost_flops": stage.lost,
+            "size": self.settings[stage.size], "n_steps": spent.step, "label_flops": labels, "lost_flops": stage.lost,
             "events": [_to_json(event) for event in self.events], "config": self.config.model_dump(mode="json"),
         }
         file_hash = save(self.folder / MODEL, training.potential, {
@@ -164,8 +195,8 @@ class _Run:
                                 received="one of another run", where=str(path), todo="choose another folder")
             return [Size(**size) for size in known["sizes"]]
         potential = self.pool.potential(self.pool.frames(N_ERRORS, 0), self.models[0], self.config.training, 0)
-        for model in self.models[1:]:  # says now which cannot grow into the next
-            potential = Growth(potential, model).potential()
+        for model in self.models[1:]:  # says now which it cannot grow into
+            Growth(potential, model)
         sizes = [self.pool.measured(model, self.config.training, self.folder / "size") for model in self.models]
         write_json(path, {"input_hash": wanted, "config": self.config.model_dump(mode="json"), "data_hash": self.pool.data_hash,
                           "sizes": [asdict(size) for size in sizes]})
@@ -231,11 +262,17 @@ class _Run:
         look = self._look(training, stage, paid + spent.flops)
         decision = self._decision(look, is_late=spent.flops >= (1 - self.config.cooldown) * stage.flops)
         after = None
-        if decision.size > stage.size:
+        if decision.size in self.costs.steps(stage.size):
             larger = Growth(training.potential, self.models[decision.size], seed=self.config.seed).potential()
             after = float(evaluate(larger, self.pool.validation)["force_rmse_meV_A"])
+            decision = replace(decision, reason=f"{decision.reason}; {self._growth(stage.size, decision.size)}")
         self.events.append(Event(look, decision, self._following(stage, decision, spent.flops), after))
         write_json(self.folder / EVENTS, [_to_json(each) for each in self.events])
+
+    def _growth(self, old: int, new: int) -> str:
+        """In words."""
+        return ", ".join(f"{axis} {before} to {self.settings[new][axis]}" for axis, before in self.settings[old].items()
+                         if self.settings[new][axis] != before)
 
     def _following(self, stage: Stage, decision: Decision, flops: float) -> Stage:
         """The stage after a decision, when a training has spent ``flops``."""

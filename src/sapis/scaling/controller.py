@@ -33,7 +33,6 @@ class ControllerConfig(Config):
     min_looks: int = Field(6, ge=3, description="from which on the law decides; before, the gap of the errors")
     votes: int = Field(1, ge=1, description="decisions in a row that must agree before something grows")
     max_data_growth: float = Field(4.0, gt=1, description="of the number of frames in one step")
-    max_model_growth: int = Field(1, ge=1, description="sizes in one step")
     min_gain: float = Field(0.003, ge=0, description="of the error, relative, for which growing now is worth it")
     trial: int = Field(4, ge=1, description="looks after which a growth of the model is judged")
     stop_below: float = Field(0.01, ge=0, description="gain of spending as much again, relative, that is not worth it")
@@ -48,12 +47,13 @@ class Costs:
     """What things cost, in one currency.
 
     Attributes:
-        n_parameters: of the sizes of the model, ascending, ``(sizes,)``.
+        n_parameters: of the sizes of the model, ``(sizes,)``; the first is the smallest, the last the largest in everything.
         per_frame: of seeing a frame in training, for each size, ``(sizes,)``.
         label: of a new frame.
         n_available: frames at most.
         budget: of all.
         target: error at which to stop; None: the least that the budget buys.
+        larger: indices of the sizes that each can grow into in one step; empty: each into the next.
     """
 
     n_parameters: np.ndarray
@@ -62,14 +62,22 @@ class Costs:
     n_available: float
     budget: float
     target: float | None = None
+    larger: tuple[tuple[int, ...], ...] = ()
 
-    def size_of(self, look: Look) -> int:
-        """Index of the size of the model that was looked at."""
-        return int(np.argmin(np.abs(np.log(self.n_parameters / look.n_parameters))))
+    def steps(self, size: int) -> tuple[int, ...]:
+        """The sizes that ``size`` can grow into in one step."""
+        if self.larger:
+            return self.larger[size]
+        return (size + 1,) if size + 1 < len(self.n_parameters) else ()
 
-    def first(self, n_sizes: int) -> Costs:
-        """Those of the ``n_sizes`` smallest models."""
-        return replace(self, n_parameters=self.n_parameters[:n_sizes], per_frame=self.per_frame[:n_sizes])
+    def reached(self, size: int) -> set[int]:
+        """The sizes that ``size`` can grow into in any number of steps, itself among them."""
+        found, new = {size}, [size]
+        while new:
+            more = set(self.steps(new.pop())) - found
+            found |= more
+            new += sorted(more)
+        return found
 
 
 @dataclass(frozen=True)
@@ -99,45 +107,56 @@ class Course:
 
     Attributes:
         looks: of the present training.
+        sizes: of the model at each of these.
         grown: number of the look after which the model grew; None if it never did, or something else has grown since.
-        refused: size of model, and frames, of the last growth that was taken back.
+        refused: sizes of growths that were taken back, and the number of frames when each last was.
     """
 
     looks: list[Look]
+    sizes: list[int]
     grown: int | None
-    refused: tuple[float, float] | None
+    refused: dict[int, float]
 
     @classmethod
     def of(cls, looks: Sequence[Look], decisions: Sequence[Decision]) -> Course:
-        """After ``looks`` and the decisions that followed all but the last of them."""
+        """After ``looks`` and the decisions that followed all but the last of them. The first was at the first size."""
         kept: list[Look] = []
+        sizes: list[int] = []
         grown: int | None = None
-        refused: tuple[float, float] | None = None
+        refused: dict[int, float] = {}
+        size = 0
         for look, decision in zip(looks[:-1], decisions, strict=True):
             kept.append(look)
+            sizes.append(size)
             if decision.action == "take_back":
                 assert grown is not None
-                kept, refused, grown = kept[: grown + 1], (look.n_parameters, look.n_frames), None
+                refused[size] = look.n_frames
+                kept, sizes, grown = kept[: grown + 1], sizes[: grown + 1], None
             elif decision.action == "grow_model":
                 grown = len(kept) - 1
             elif decision.action in ("grow_data", "grow_both"):
                 grown = None
-        return cls([*kept, looks[-1]], grown, refused)
+            size = decision.size
+        return cls([*kept, looks[-1]], [*sizes, size], grown, refused)
+
+    def barred(self, costs: Costs) -> set[int]:
+        """Sizes that are not tried again yet."""
+        few = self.looks[-1].n_frames / REFUSED_FOR
+        return set[int]().union(*(costs.reached(size) for size, n_frames in self.refused.items() if n_frames > few))
 
 
 def decide(looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs, config: ControllerConfig) -> Decision:
     """The decision after the last of ``looks``; ``decisions`` are those after the others."""
-    last = looks[-1]
-    size = costs.size_of(last)
+    last, course = looks[-1], Course.of(looks, decisions)
+    size = course.sizes[-1]
     if last.spent >= costs.budget:
         return Decision("stop", size, last.n_frames, "stop", last.loss, "the budget is spent")
     if costs.target is not None and last.loss <= costs.target and len(looks) < config.min_looks:
         return Decision("stop", size, last.n_frames, "stop", last.loss, f"the target {costs.target:.4g} is reached")
-    course = Course.of(looks, decisions)
     if len(looks) < config.min_looks:
         wish = _by_gap(course.looks, size, costs, config)
     else:
-        wish = _by_law(course, size, costs, config)
+        wish = _by_law(course, costs, config)
     if wish.action in ("train", "take_back"):  # a trial is judged once
         return wish
     before = decisions[len(decisions) - config.votes + 1 :]
@@ -157,26 +176,28 @@ def _by_gap(looks: Sequence[Look], size: int, costs: Costs, config: ControllerCo
     more = min(last.n_frames * config.max_data_growth, costs.n_available)
     if flat and last.loss > config.gap * last.train_loss and more > last.n_frames:
         return Decision("grow_data", size, more, "grow_data", np.nan, "few looks; other frames are worse than known ones")
-    if flat and last.loss < config.gap * last.train_loss and size + 1 < len(costs.n_parameters):
-        return Decision("grow_model", size + 1, last.n_frames, "grow_model", np.nan, "few looks; training errors are flat, too")
+    if flat and last.loss < config.gap * last.train_loss and costs.steps(size):
+        larger = min(costs.steps(size), key=lambda each: costs.per_frame[each])
+        return Decision("grow_model", larger, last.n_frames, "grow_model", np.nan, "few looks; training errors are flat, too")
     return Decision("train", size, last.n_frames, "train", np.nan, "few looks; the error still falls")
 
 
-def _by_law(course: Course, size: int, costs: Costs, config: ControllerConfig) -> Decision:
-    looks, last = course.looks, course.looks[-1]
-    if course.refused is not None and last.n_frames < REFUSED_FOR * course.refused[1]:
-        costs = costs.first(int(np.searchsorted(costs.n_parameters, course.refused[0] * (1 - 1e-9))))
+def _by_law(course: Course, costs: Costs, config: ControllerConfig) -> Decision:
+    looks, last, size = course.looks, course.looks[-1], course.sizes[-1]
     law = learn(looks, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
     now = float(np.exp(np.log(law.now).mean()))  # less noisy than the last look
     if costs.target is not None and now * (1 + config.noise) <= costs.target:
         return Decision("stop", size, last.n_frames, "stop", now, f"the target {costs.target:.4g} is reached")
-    plans = _Plans(law, last, size, costs, config)
+    sizes = sorted(costs.reached(size) - course.barred(costs) | {size})
+    # A model that fits what it learns from much better than other frames is large enough for its data.
+    sizes = sizes if last.loss < config.gap * last.train_loss else [size]
+    plans = _Plans(law, last, size, sizes, costs, config)
     if course.grown is not None and len(looks) - 1 - course.grown == config.trial:
         before = looks[: course.grown + 1]
-        smaller = costs.size_of(before[-1])
+        smaller = course.sizes[course.grown]
         back = learn(before, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
         returned = replace(before[-1], spent=last.spent)
-        there = float(np.log(_Plans(back, returned, smaller, costs.first(smaller + 1), config).losses()).mean(axis=0).min())
+        there = float(np.log(_Plans(back, returned, smaller, [smaller], costs, config).losses()).mean(axis=0).min())
         here = float(np.log(plans.losses()).mean(axis=0).min())
         if there + config.min_gain < here:
             return Decision("take_back", smaller, last.n_frames, "take_back", float(np.exp(there)),
@@ -185,7 +206,7 @@ def _by_law(course: Course, size: int, costs: Costs, config: ControllerConfig) -
         score = plans.costs_of(costs.target)
         if np.isfinite(score).any():
             return _chosen(plans, score, is_cost=True)
-    doubled = _Plans(law, last, size, replace(costs, budget=2 * last.spent), config)
+    doubled = _Plans(law, last, size, sizes, replace(costs, budget=2 * last.spent), config)
     gain = float(np.log(now) - np.log(doubled.losses()).mean(axis=0).min())
     if gain < config.stop_below:
         return Decision("stop", size, last.n_frames, "stop", now, f"as much again as was spent would gain "
@@ -202,12 +223,9 @@ class _Plans:
         delay: part of the rest of the budget that is spent before.
     """
 
-    def __init__(self, law: Posterior, last: Look, size: int, costs: Costs, config: ControllerConfig) -> None:
+    def __init__(self, law: Posterior, last: Look, size: int, sizes: list[int], costs: Costs, config: ControllerConfig) -> None:
         self.law, self.last, self.now, self.money, self.config = law, last, size, costs, config
         self.left = costs.budget - last.spent
-        # A model that fits what it learns from much better than other frames is large enough for its data.
-        most = len(costs.n_parameters) if last.loss < config.gap * last.train_loss else size + 1
-        sizes = np.arange(size, most)
         frames = np.unique(np.minimum(last.n_frames * np.concatenate([[1.0], config.max_data_growth ** np.arange(0.5, 9.0, 0.5)]),
                                       costs.n_available))
         chunk = costs.budget / config.looks / max(self.left, 1e-12)
@@ -248,7 +266,7 @@ def _chosen(plans: _Plans, score: np.ndarray, *, is_cost: bool) -> Decision:
     """
     last, size, costs, config = plans.last, plans.now, plans.money, plans.config
     words = "cost of the target" if is_cost else "error at the end"
-    grows = (plans.size > size) | (plans.n_frames > last.n_frames)
+    grows = (plans.size != size) | (plans.n_frames > last.n_frames)
     never, later, soon = (float(score[mask].min(initial=np.inf)) for mask in (
         ~grows, grows & (plans.delay > 0), grows & (plans.delay == 0)))
     least = min(never, later, soon)
@@ -257,9 +275,17 @@ def _chosen(plans: _Plans, score: np.ndarray, *, is_cost: bool) -> Decision:
     if soon > never - worth or soon > later + worth:
         return Decision("train", size, last.n_frames, "train", foretold, f"{words} {foretold:.4g}; better to go on for now")
     best = int(np.argmin(np.where(grows & (plans.delay == 0), score, np.inf)))
-    target_size = min(int(plans.size[best]), size + config.max_model_growth)
+    larger = _first_step(plans, int(plans.size[best]), score)
     frames = min(float(plans.n_frames[best]), last.n_frames * config.max_data_growth)
-    action: Action = "grow_model" if frames == last.n_frames else ("grow_both" if target_size > size else "grow_data")
-    return Decision(action, target_size, frames, action, foretold,
+    action: Action = "grow_model" if frames == last.n_frames else ("grow_both" if larger != size else "grow_data")
+    return Decision(action, larger, frames, action, foretold,
                     f"{words} {foretold:.4g}, as large as {costs.n_parameters[plans.size[best]]:,.0f} weights and "
                     f"{plans.n_frames[best]:,.0f} frames")
+
+
+def _first_step(plans: _Plans, wanted: int, score: np.ndarray) -> int:
+    """The size to grow into first, on the way to the one that is wanted: the best of those by itself."""
+    if wanted == plans.now:
+        return wanted
+    steps = [step for step in plans.money.steps(plans.now) if wanted in plans.money.reached(step) and step in plans.size]
+    return min(steps, key=lambda step: float(score[(plans.size == step) & (plans.delay == 0)].min(initial=np.inf)))

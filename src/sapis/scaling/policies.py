@@ -24,10 +24,10 @@ MOST_FOR_LABELS = 0.5  # of what is left of the budget
 def fixed(policy: FixedPolicy, looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs) -> Decision:
     """The decision after the last of ``looks``; ``decisions`` are those after the others.
 
-    Frames double, the model grows by a size; what cannot grow lets the next in turn grow.
+    Frames double, the model grows by the cheapest step; what cannot grow lets the next in turn grow.
     """
     last = looks[-1]
-    size = costs.size_of(last)
+    size = decisions[-1].size if decisions else (len(costs.n_parameters) - 1 if policy == "largest" else 0)
     stay = Decision("train", size, last.n_frames, "train", np.nan, "the error still falls")
     if last.spent >= costs.budget:
         return Decision("stop", size, last.n_frames, "stop", last.loss, "the budget is spent")
@@ -42,6 +42,7 @@ def fixed(policy: FixedPolicy, looks: Sequence[Look], decisions: Sequence[Decisi
     for action in order[first:] + order[:first]:
         if action == "grow_data" and is_paid and frames > last.n_frames:
             return Decision(action, size, frames, action, np.nan, "the error is flat")
-        if action == "grow_model" and size + 1 < len(costs.n_parameters):
-            return Decision(action, size + 1, last.n_frames, action, np.nan, "the error is flat")
+        if action == "grow_model" and costs.steps(size):
+            larger = min(costs.steps(size), key=lambda each: costs.per_frame[each])
+            return Decision(action, larger, last.n_frames, action, np.nan, "the error is flat")
     return Decision("train", size, last.n_frames, "train", np.nan, "the error is flat, and there is no more to grow")
