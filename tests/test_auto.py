@@ -10,8 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
 
 from command import sapis
 from sapis.core.errors import FileError, ModelError
@@ -19,6 +22,7 @@ from sapis.core.files import read_json
 from sapis.core.seeds import generator
 from sapis.data.formats import read_systems
 from sapis.data.formats.xyz import write_systems
+from sapis.data.store import Store
 from sapis.pipeline.auto import EVENTS, AutoConfig, auto, steps_between
 from sapis.potential.bundle import hash_tensors, read_tensors
 from sapis.scaling.controller import Action, Decision
@@ -149,3 +153,45 @@ def test_kills_at_random_moments_change_nothing(finished: Path, data: Path, tmp_
     hashes = [hash_tensors(read_tensors(folder / sorted(p.name for p in folder.glob("stage-*"))[-1] / "best.safetensors")[0])
               for folder in (finished, tmp_path / "run")]
     assert hashes[0] == hashes[1]
+
+
+@pytest.mark.slow
+def test_labels_are_computed_as_they_are_asked_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(100):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
+        frames.append(atoms)
+    ase.io.write(tmp_path / "copper.extxyz", frames)
+    settings = {"flops": 4e9, "widths": [16], "model": {"preset": "nano", "cutoff": 4.0, "n_layers": 1}, "n_start": 20,
+                "n_validation": 10, "n_test": 10, "labeler": {"name": "emt"}, "workers": 1,
+                "training": {"validations": 1, "warmup_steps": 5}, "controller": {"looks": 14, "min_looks": 3}}
+    record = auto(tmp_path / "copper.extxyz", tmp_path / "run", AutoConfig.model_validate(settings))
+    labels = Store(tmp_path / "run" / "labels.store")
+    assert 20 <= record.result["n_frames"] <= 80 and len(labels) == 20 + record.result["n_frames"]
+    assert record.result["label_flops"] > 0 and record.cost["flops"] == pytest.approx(4e9, rel=0.05)
+    again = auto(tmp_path / "copper.extxyz", tmp_path / "run", AutoConfig.model_validate(settings))
+    assert again.result == record.result
+    one = labels[0]
+    expected = one.to_atoms()
+    expected.calc = EMT()
+    assert one.energy == pytest.approx(expected.get_potential_energy(), abs=1e-8)
+
+
+@pytest.mark.slow
+def test_a_recipe_whose_model_grows(tmp_path: Path) -> None:
+    recipe = {"system": {"smiles": "O"}, "output": "out", "temperatures_K": [300], "hot_temperature_K": None,
+              "budget": {"labels": 60}, "candidates": {"n_replicas": 2, "equilibration_fs": 50},
+              "model": {"preset": "nano", "n_layers": 1}, "training": {"warmup_steps": 5},
+              "auto": {"flops": 1e9, "widths": [16, 32], "n_start": 10, "controller": {"looks": 14, "min_looks": 3}},
+              "dynamics": {"nve_ps": 0.05, "order_ps": 0.02, "nvt_ps": 0.05}}
+    (tmp_path / "water.yaml").write_text(str(recipe).replace("'", '"').replace("None", "null"))
+    ending = sapis("run", tmp_path / "water.yaml")
+    assert (tmp_path / "out" / "model.sapis").exists(), ending.text
+    growth = read_json(tmp_path / "out" / "records" / "train.json")["result"]["growth"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert growth["events"][-1]["decision"]["action"] == "stop" and growth["events"][-1]["decision"]["reason"] in page
+    before = (tmp_path / "out" / "model.sapis").read_bytes()
+    assert "done before" in sapis("run", tmp_path / "water.yaml").text
+    assert (tmp_path / "out" / "model.sapis").read_bytes() == before

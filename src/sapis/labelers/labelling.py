@@ -55,7 +55,7 @@ class Labelling:
 
 def label_into(
     store: Store, systems: Iterable[System], config: LabelerConfig, executor: Executor, *, limits: Limits | None = None,
-    total: int | None = None, retry_failures: bool = False,
+    total: int | None = None, retry_failures: bool = False, is_quiet: bool = False,
 ) -> Labelling:
     """Label ``systems`` and append them to ``store``, in their order.
 
@@ -69,6 +69,7 @@ def label_into(
         limits: of each label; the time limit is the configuration's if there is none.
         total: how many they are, for the progress bar.
         retry_failures: compute again what has failed before. What was killed from outside always is.
+        is_quiet: show no progress.
 
     Raises:
         ConfigError, LabelerError, MissingDependencyError: see `sapis.labelers.build.build_labeler`.
@@ -79,7 +80,7 @@ def label_into(
     limits = limits or Limits()
     if limits.timeout_s is None:
         limits = limits.model_copy(update={"timeout_s": config.timeout_s})
-    with Journal(store, labeler.method, labeler.level) as journal, progress_bar() as bar:
+    with Journal(store, labeler.method, labeler.level) as journal, progress_bar(is_hidden=is_quiet) as bar:
         journal.forget_failures(None if retry_failures else ("killed",))
         task = bar.add_task(f"labels {labeler.level}", total=total, note="")
         writing = _Writing(store, journal, found)

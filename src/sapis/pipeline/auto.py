@@ -28,10 +28,15 @@ from sapis.core.memory import keep_freed_memory
 from sapis.core.progress import progress_bar
 from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.version import __version__
+from sapis.data.formats import read_systems
+from sapis.data.reference import ReferenceEnergies
+from sapis.data.system import hash_systems
 from sapis.evaluate.errors import evaluate
+from sapis.executors.executor import LocalExecutor
+from sapis.labelers.labeler import LabelerConfig
 from sapis.model.config import dial
 from sapis.model.growth import Growth
-from sapis.pipeline.pool import Pool
+from sapis.pipeline.pool import Pool, PoolToLabel, in_parts
 from sapis.report.auto import write_auto_report
 from sapis.scaling.controller import ControllerConfig, Costs, Decision, decide
 from sapis.scaling.path import Look
@@ -42,36 +47,29 @@ from sapis.training.growth import grow_checkpoint
 from sapis.training.loop import Training
 
 PLAN, EVENTS, MODEL, RECORD, REPORT = "plan.json", "events.json", "model.sapis", "record.json", "report.html"
+LABELS = "labels.store"
 N_ERRORS = 200  # frames whose error is the training error
 
 Axis = Literal["n_layers", "l_max", "l_max_product", "l_max_carried", "order", "n_radial"]
 
 
-class AutoConfig(Config):
-    """What is to be decided, and what it may cost."""
+class GrowthConfig(Config):
+    """What may grow, and what all of it may cost."""
 
     flops: float = Field(gt=0, description="budget of training and labels together")
-    label_flops: float = Field(0.0, ge=0, description="cost of a label: FLOPs of training that take as long")
+    label_flops: float | None = Field(
+        None, ge=0, description="cost of a label: FLOPs of training that take as long; default: measured with a labeler, else 0")
     target: float | None = Field(None, gt=0, description="force error on validation frames at which to stop, meV/Å")
     widths: tuple[int, ...] = Field((16, 32, 48, 64, 96), min_length=1, description="channels of the sizes; the least begins")
     axes: dict[Axis, tuple[int, ...]] = Field(
         default_factory=dict, description="other sizes that can grow, beside the width: n_layers, l_max, order, …")
-    model: dict[str, Any] = Field(default_factory=dict, description="settings of the architecture that all sizes share")
     n_start: int = Field(50, ge=10, description="frames at the start")
     cooldown: float = Field(0.3, gt=0, lt=1, description="last part of the budget, in which the learning rate falls")
     policy: Policy = Field("controller", description="fixed policies are for comparison")
     controller: ControllerConfig = ControllerConfig()
-    training: TrainingConfig = TrainingConfig(validations=1)
-    n_validation: int = Field(200, ge=1)
-    n_test: int = Field(500, ge=1)
-    group_by: str = Field("", description="tag: frames that share its value are in one part")
-    seed: int = Field(0, ge=0, lt=2**63)
-
 
     @model_validator(mode="after")
-    def _consistent(self) -> AutoConfig:
-        if both := set(self.axes) & set(self.model):
-            raise ValueError(f"{', '.join(sorted(both))} either among the axes or in the model")
+    def _has_sizes(self) -> GrowthConfig:
         if not all(self.axes.values()):
             raise ValueError("at least one value of each axis")
         return self
@@ -81,6 +79,25 @@ class AutoConfig(Config):
         ladders = {"n_channels": self.widths} | {str(axis): values for axis, values in self.axes.items()}
         return [dict(zip(ladders, values, strict=True))
                 for values in itertools.product(*(sorted(set(ladder)) for ladder in ladders.values()))]
+
+
+class AutoConfig(GrowthConfig):
+    """A training that decides by itself."""
+
+    model: dict[str, Any] = Field(default_factory=dict, description="settings of the architecture that all sizes share")
+    labeler: LabelerConfig | None = Field(None, description="method that labels the structures as they are asked for")
+    training: TrainingConfig = TrainingConfig(validations=1)
+    n_validation: int = Field(200, ge=1)
+    n_test: int = Field(500, ge=1)
+    group_by: str = Field("", description="tag: frames that share its value are in one part")
+    workers: int | None = Field(None, ge=1, description="processes for labels; default: one a core")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _one_place_each(self) -> AutoConfig:
+        if both := set(self.axes) & set(self.model):
+            raise ValueError(f"{', '.join(sorted(both))} either among the axes or in the model")
+        return self
 
 
 def steps_between(sizes: Sequence[Mapping[str, int]]) -> tuple[tuple[int, ...], ...]:
@@ -124,35 +141,69 @@ class Event:
     after: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Grown:
+    """What came of it.
+
+    Attributes:
+        record: with test errors, decisions and cost.
+        training: the last one, with the potential.
+        references: energies that the model holds, by level.
+    """
+
+    record: Record
+    training: Training
+    references: dict[str, ReferenceEnergies]
+
+
 def auto(data: Path, folder: Path, config: AutoConfig, *, isolated: Path | None = None) -> Record:
-    """Train a model on frames of ``data``, whose labels count as bought when they are used; the record, with test errors.
+    """Train a model on frames of ``data``, whose labels count as bought when they are used; the record, with test errors. With
+    a labeler in ``config`` the frames need no labels: they are computed as they are asked for.
 
     Raises:
         FileError: ``folder`` holds another run, or cannot be written.
         DataError: too few frames.
     """
-    return _Run(data, folder, config, isolated).finish()
+    if config.labeler is None:
+        pool = Pool.read(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by,
+                         isolated=isolated, seed=config.seed)
+    else:
+        systems = [system.without_labels() for system in read_systems(data)]
+        split = in_parts(systems, data, config.n_validation, config.n_test, config.group_by, config.seed)
+        pool = PoolToLabel(split, config.labeler, folder / LABELS, LocalExecutor(config.workers), data_hash=hash_systems(systems),
+                           seed=config.seed)
+    grown = grow_on(pool, folder, config)
+    record, spent = grown.record, grown.training.progress
+    record.result["model_hash"] = save(folder / MODEL, grown.training.potential, {
+        "training": {"n_steps": spent.step, "flops": spent.flops}, "test": record.result["errors"]["test"],
+        "data": {"hash": pool.data_hash}})
+    write_record(folder / RECORD, record)
+    write_auto_report(folder / REPORT, f"Training on {data.name}", record)
+    return record
+
+
+def grow_on(pool: Pool, folder: Path, config: AutoConfig) -> Grown:
+    """The same on the frames of ``pool``; what lands in ``folder`` is what it needs to go on after a stop."""
+    return _Run(pool, folder, config).finish()
 
 
 class _Run:
-    def __init__(self, data: Path, folder: Path, config: AutoConfig, isolated: Path | None) -> None:
+    def __init__(self, pool: Pool, folder: Path, config: AutoConfig) -> None:
         keep_freed_memory()
         torch.set_num_threads(config.training.threads)
-        self.folder, self.config, self.watch, self.made_by = folder, config, Stopwatch(), provenance()
-        self.name = data.name
-        self.pool = Pool(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by,
-                         isolated=isolated, seed=config.seed)
+        self.pool, self.folder, self.config, self.watch, self.made_by = pool, folder, config, Stopwatch(), provenance()
         self.settings = config.sizes()
         self.models = [dial(size["n_channels"], {**config.model, **size}) for size in self.settings]
-        self.sizes = self._sizes()
+        self.sizes, self.label_flops = self._plan()
         self.costs = Costs(np.array([float(size.n_parameters) for size in self.sizes]),
-                           np.array([size.flops for size in self.sizes]), config.label_flops, float(len(self.pool.train)),
+                           np.array([size.flops for size in self.sizes]), self.label_flops, float(len(self.pool.train)),
                            config.flops, config.target, steps_between(self.settings))
         self.chunk = config.flops / config.controller.looks
         self.events = self._known_events()
-        self.begun: tuple[int, Training] | None = None  # the number of a stage and its training
+        self.references: dict[str, ReferenceEnergies] = {}
+        self.present: tuple[int, Training] | None = None  # the number of a stage and its training
 
-    def finish(self) -> Record:
+    def finish(self) -> Grown:
         """Look, decide and train to the end."""
         with progress_bar() as bar:
             task = bar.add_task("budget", total=1000, note="")
@@ -167,40 +218,40 @@ class _Run:
                                                                               ("test", self.pool.test))}
         for found in errors.values():
             del found["parity"]
-        labels = self.config.label_flops * stage.n_frames
+        labels = self.label_flops * stage.n_frames
         result = {
             "errors": errors, "n_parameters": self.sizes[stage.size].n_parameters, "n_frames": stage.n_frames,
             "size": self.settings[stage.size], "n_steps": spent.step, "label_flops": labels, "lost_flops": stage.lost,
             "events": [_to_json(event) for event in self.events], "config": self.config.model_dump(mode="json"),
         }
-        file_hash = save(self.folder / MODEL, training.potential, {
-            "training": {"n_steps": spent.step, "flops": spent.flops}, "test": errors["test"],
-            "data": {"hash": self.pool.data_hash}})
         cost = {**self.watch.cost(), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops + labels + stage.lost}
-        result["model_hash"] = file_hash
         record = Record("auto", read_json(self.folder / PLAN)["input_hash"], result, cost, self.made_by)
-        write_record(self.folder / RECORD, record)
-        write_auto_report(self.folder / REPORT, f"Training on {self.name}", record)
-        return record
+        return Grown(record, training, self.references)
 
     # What there is
 
-    def _sizes(self) -> list[Size]:
+    def _plan(self) -> tuple[list[Size], float]:
+        """What the sizes cost, and a label."""
         wanted = hash_json({"version": __version__, "data": self.pool.data_hash, "config": self.config.model_dump(mode="json")})
-        path = self.folder / PLAN
+        path, config = self.folder / PLAN, self.config
         if path.exists():
             known = read_json(path)
             if known["input_hash"] != wanted:
                 raise FileError(expected="a new folder, or one of a run of these settings and data",
                                 received="one of another run", where=str(path), todo="choose another folder")
-            return [Size(**size) for size in known["sizes"]]
-        potential = self.pool.potential(self.pool.frames(N_ERRORS, 0), self.models[0], self.config.training, 0)
+            return [Size(**size) for size in known["sizes"]], known["label_flops"]
+        frames = self.pool.frames(config.n_start, config.seed)
+        potential = self.pool.potential(frames, self.models[0], config.training, 0)
         for model in self.models[1:]:  # says now which it cannot grow into
             Growth(potential, model)
-        sizes = [self.pool.measured(model, self.config.training, self.folder / "size") for model in self.models]
-        write_json(path, {"input_hash": wanted, "config": self.config.model_dump(mode="json"), "data_hash": self.pool.data_hash,
-                          "sizes": [asdict(size) for size in sizes]})
-        return sizes
+        sizes = [self.pool.measured(model, config.training, self.folder / "size", frames) for model in self.models]
+        label_flops = config.label_flops
+        if label_flops is None:
+            rate = sizes[0].flops / sizes[0].cpu_seconds
+            label_flops = rate * self.pool.cpu_seconds_of_a_label() if isinstance(self.pool, PoolToLabel) else 0.0
+        write_json(path, {"input_hash": wanted, "config": config.model_dump(mode="json"), "data_hash": self.pool.data_hash,
+                          "sizes": [asdict(size) for size in sizes], "label_flops": label_flops})
+        return sizes, label_flops
 
     def _known_events(self) -> list[Event]:
         path = self.folder / EVENTS
@@ -210,7 +261,7 @@ class _Run:
         """All so far: they follow from the events."""
         first = len(self.sizes) - 1 if self.config.policy == "largest" else 0
         n_frames = min(self.config.n_start, len(self.pool.train))
-        found = [Stage(first, n_frames, self.config.flops - self.config.label_flops * n_frames)]
+        found = [Stage(first, n_frames, self.config.flops - self.label_flops * n_frames)]
         for event in self.events:
             if event.stage != found[-1]:
                 found.append(event.stage)
@@ -222,13 +273,14 @@ class _Run:
         """The training of the present stage, made once; what the stage before it has learned is carried over."""
         stages, seed = self._stages(), self.config.seed
         number, stage = len(stages) - 1, stages[-1]
-        if self.begun is not None and self.begun[0] == number:
-            return self.begun[1]
+        if self.present is not None and self.present[0] == number:
+            return self.present[1]
         settings = self._settings(stage)
         line = [stage]
         while (parent := line[-1].parent) is not None:
             line.append(stages[parent])
-        potential = self.pool.potential(self.pool.frames(line[-1].n_frames, seed), self.models[line[-1].size], settings, seed)
+        begun = self.pool.begun(self.pool.frames(line[-1].n_frames, seed), self.models[line[-1].size], settings, seed)
+        potential, self.references = begun
         growth: Growth | None = None
         for later in reversed(line[:-1]):
             growth = Growth(potential, self.models[later.size], seed=seed)
@@ -237,7 +289,7 @@ class _Run:
                             self._folder(number))
         if growth is not None and stage.parent is not None:
             grow_checkpoint(self._folder(stage.parent), growth, training)
-        self.begun = number, training
+        self.present = number, training
         return training
 
     def _settings(self, stage: Stage) -> TrainingConfig:
@@ -255,8 +307,8 @@ class _Run:
     def _next(self) -> None:
         """Train for one look's worth, look, decide."""
         stage, training = self._stages()[-1], self._training()
-        paid = self.config.label_flops * stage.n_frames + stage.lost
-        bought = self.config.label_flops * (stage.n_frames - self.events[-1].look.n_frames) if self.events else 0.0
+        paid = self.label_flops * stage.n_frames + stage.lost
+        bought = self.label_flops * (stage.n_frames - self.events[-1].look.n_frames) if self.events else 0.0
         until = (self.events[-1].look.spent + bought if self.events else paid) + self.chunk
         spent = training.run(until=min(1.0, (until - paid) / stage.flops), is_quiet=True)
         look = self._look(training, stage, paid + spent.flops)
@@ -286,10 +338,10 @@ class _Run:
             assert stage.parent is not None
             before = stages[stage.parent]
             look = next(event.look for event in self.events if event.stage == stage)  # after which it grew
-            lost = flops - (look.spent - self.config.label_flops * before.n_frames - before.lost)
+            lost = flops - (look.spent - self.label_flops * before.n_frames - before.lost)
             return Stage(before.size, stage.n_frames, stage.flops - lost, stage.parent, stage.lost + lost)
         frames = round(decision.n_frames)
-        left = stage.flops - self.config.label_flops * (frames - stage.n_frames)
+        left = stage.flops - self.label_flops * (frames - stage.n_frames)
         return Stage(decision.size, frames, left, len(stages) - 1, stage.lost)
 
     def _look(self, training: Training, stage: Stage, spent: float) -> Look:

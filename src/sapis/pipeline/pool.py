@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,15 @@ import numpy as np
 from sapis.core.errors import DataError
 from sapis.core.seeds import derive_seed
 from sapis.data.formats import read_systems
-from sapis.data.reference import isolated_by_level
-from sapis.data.splits import chosen, group_split, nested_order, random_split
+from sapis.data.reference import Energies, ReferenceEnergies, isolated_by_level
+from sapis.data.splits import Split, chosen, group_split, nested_order, random_split
 from sapis.data.store import Store, is_store
 from sapis.data.system import System, hash_systems
+from sapis.executors.executor import Executor
+from sapis.labelers.build import build_labeler
+from sapis.labelers.evaluation import isolated_atom_energies
+from sapis.labelers.labeler import LabelerConfig
+from sapis.labelers.labelling import label_into, labels_in
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.scaling.plan import Size
@@ -23,6 +29,7 @@ from sapis.training.fit import new_potential
 from sapis.training.loop import Training
 
 N_TO_TIME = 128  # frames whose training says what a frame costs
+N_LABELS_TO_TIME = 3
 EMBEDDINGS = ("transformer.embedding", "transformer.conditions.")
 
 
@@ -30,40 +37,43 @@ class Pool:
     """Labelled frames in three parts, of which trainings take the first so many of a random order.
 
     Args:
-        path: a store, or any format.
-        n_validation, n_test: frames of these parts.
-        group_by: a tag whose values are each in one part, or empty.
-        isolated: file of isolated atoms; a store has them itself.
-        seed: of the parts and of the order.
+        split: the parts.
+        isolated: energies of isolated atoms, by level of theory.
+        data_hash: of all frames.
+        seed: of the order.
 
     Attributes:
         train, validation, test: the parts.
-        data_hash: of all frames.
-
-    Raises:
-        DataError: too few frames.
     """
 
-    def __init__(self, path: Path, *, n_validation: int, n_test: int, group_by: str = "", isolated: Path | None = None,
-                 seed: int = 0) -> None:
-        self.seed = seed
-        systems: Sequence[System] = Store(path) if is_store(path) else read_systems(path, require=("energy", "forces"))
-        n_held = n_validation + n_test
-        if len(systems) <= n_held:
-            raise DataError(expected=f"more than {n_held} frames, of which {n_validation} validate and {n_test} test",
-                            received=str(len(systems)), where=str(path), todo="give more frames, or hold out fewer")
-        self.data_hash = hash_systems(systems)
-        if group_by:
-            split = group_split(systems, group_by, n_validation, n_test, seed)
-        else:
-            split = random_split(systems, len(systems) - n_held, n_validation, seed)
+    def __init__(self, split: Split, isolated: Energies, *, data_hash: str, seed: int = 0) -> None:
         self.train, self.validation, self.test = split.train, split.validation, split.test
-        self._isolated: Mapping[str, Mapping[int, float]] = {}
-        if isolated is not None:
-            self._isolated = isolated_by_level(read_systems(isolated))
-        elif isinstance(systems, Store):
-            self._isolated = {level: energies for level, energies in systems.isolated.items() if energies}
+        self.data_hash, self.seed = data_hash, seed
+        self._isolated = isolated
         self._orders: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def read(cls, path: Path, *, n_validation: int, n_test: int, group_by: str = "", isolated: Path | None = None, seed: int = 0,
+             ) -> Pool:
+        """Of the labelled frames of a store, or of any format.
+
+        Args:
+            n_validation, n_test: frames of these parts.
+            group_by: a tag whose values are each in one part, or empty.
+            isolated: file of isolated atoms; a store has them itself.
+            seed: of the parts and of the order.
+
+        Raises:
+            DataError: too few frames.
+        """
+        systems: Sequence[System] = Store(path) if is_store(path) else read_systems(path, require=("energy", "forces"))
+        energies: Energies = {}
+        if isolated is not None:
+            energies = isolated_by_level(read_systems(isolated))
+        elif isinstance(systems, Store):
+            energies = {level: found for level, found in systems.isolated.items() if found}
+        return cls(in_parts(systems, path, n_validation, n_test, group_by, seed), energies, data_hash=hash_systems(systems),
+                   seed=seed)
 
     def frames(self, n: int, seed: int) -> Sequence[System]:
         """The first ``n`` of an order of their own for each seed: smaller sets are parts of larger ones."""
@@ -71,20 +81,88 @@ class Pool:
             self._orders[seed] = nested_order(self.train, derive_seed(self.seed, "frames", seed))
         return chosen(self.train, self._orders[seed][:n])
 
+    def begun(self, frames: Sequence[System], config: ModelConfig, training: TrainingConfig, seed: int,
+              ) -> tuple[TransformerPotential, dict[str, ReferenceEnergies]]:
+        """An untrained potential for ``frames``, and the reference energies that it holds, by level."""
+        return new_potential(frames, self._isolated, config, precision=training.precision, seed=seed)
+
     def potential(self, frames: Sequence[System], config: ModelConfig, training: TrainingConfig, seed: int,
                   ) -> TransformerPotential:
         """An untrained potential for ``frames``."""
-        return new_potential(frames, self._isolated, config, precision=training.precision, seed=seed)[0]
+        return self.begun(frames, config, training, seed)[0]
 
-    def measured(self, config: ModelConfig, training: TrainingConfig, folder: Path) -> Size:
-        """What a frame costs in training, from a short one in ``folder``, which is removed."""
-        frames = self.frames(min(N_TO_TIME, len(self.train)), 0)
+    def measured(self, config: ModelConfig, training: TrainingConfig, folder: Path, frames: Sequence[System] | None = None,
+                 ) -> Size:
+        """What a frame costs in training, from a short one in ``folder``, which is removed.
+
+        Args:
+            frames: that are at hand; default: some of those to train on.
+        """
+        frames = self.frames(N_TO_TIME, 0) if frames is None else frames
         potential, once = self.potential(frames, config, training, 0), training.model_copy(update={"epochs": 1, "workers": 0})
         try:
             spent = Training(potential, frames, [], once, folder).run(is_quiet=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return Size(config.n_channels, n_parameters(potential), spent.flops / len(frames), spent.cpu_seconds / len(frames))
+
+
+class PoolToLabel(Pool):
+    """Structures whose labels are computed when they are used: those of validation and test at once, others as trainings ask.
+
+    Args:
+        split: the parts, without labels.
+        labeler: the method.
+        store: where the labels are kept, each once.
+        executor: where they are computed.
+        data_hash: of all structures.
+        seed: of the order.
+
+    Raises:
+        DataError: no label of a part that is held out.
+    """
+
+    def __init__(self, split: Split, labeler: LabelerConfig, store: Path, executor: Executor, *, data_hash: str, seed: int = 0,
+                 ) -> None:
+        self.labeler, self.store, self.executor = labeler, store, executor
+        elements = {int(z) for part in (split.train, split.validation, split.test) for system in part for z in system.numbers}
+        held = [self._labelled(part, is_quiet=False) for part in (split.validation, split.test)]
+        if not all(held):
+            raise DataError(expected="labels of validation and test frames", received="none: all have failed", where=str(store),
+                            todo="check charge, spin and structures, or choose another labeler")
+        super().__init__(Split(split.train, *held), {"": isolated_atom_energies(build_labeler(labeler), elements)},
+                         data_hash=data_hash, seed=seed)
+
+    def frames(self, n: int, seed: int) -> Sequence[System]:
+        """The first ``n`` of an order, labelled; those whose label fails are left out."""
+        return self._labelled(super().frames(n, seed))
+
+    def cpu_seconds_of_a_label(self) -> float:
+        """Measured on a few."""
+        labeler, frames = build_labeler(self.labeler), self.validation[:N_LABELS_TO_TIME]
+        return float(np.mean([labeler.label(system.without_labels()).cpu_seconds for system in frames]))
+
+    def _labelled(self, systems: Sequence[System], *, is_quiet: bool = True) -> list[System]:
+        with Store.at(self.store) as opened:
+            label_into(opened, systems, self.labeler, self.executor, total=len(systems), is_quiet=is_quiet)
+            found = labels_in(opened, systems, self.labeler)
+        # One level of theory for all, whatever the structures come from.
+        return [replace(system, level="") for system in found if isinstance(system, System)]
+
+
+def in_parts(systems: Sequence[System], path: Path, n_validation: int, n_test: int, group_by: str, seed: int) -> Split:
+    """``systems`` of ``path`` in random parts, or in parts of random groups that share the value of a tag.
+
+    Raises:
+        DataError: too few.
+    """
+    n_held = n_validation + n_test
+    if len(systems) <= n_held:
+        raise DataError(expected=f"more than {n_held} frames, of which {n_validation} validate and {n_test} test",
+                        received=str(len(systems)), where=str(path), todo="give more frames, or hold out fewer")
+    if group_by:
+        return group_split(systems, group_by, n_validation, n_test, seed)
+    return random_split(systems, len(systems) - n_held, n_validation, seed)
 
 
 def n_parameters(potential: TransformerPotential) -> int:

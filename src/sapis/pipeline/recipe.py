@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from sapis.core.config import Config, load_yaml, parse_config
 from sapis.labelers.labeler import LabelerConfig
 from sapis.model.config import ModelConfig
+from sapis.pipeline.auto import GrowthConfig
 from sapis.simulate.sampling import CandidatesConfig
 from sapis.training.config import TrainingConfig
 
@@ -76,6 +77,7 @@ class Recipe(Config):
     split: SplitConfig = SplitConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    auto: GrowthConfig | None = Field(None, description="decide while training how far the model grows; its budget is of FLOPs")
     dynamics: DynamicsConfig = DynamicsConfig()
     workers: int | None = Field(None, ge=1, description="processes for labels; default: one a core")
     seed: int = Field(0, ge=0, lt=2**63)
@@ -140,6 +142,7 @@ budget:
 # candidates: {{rattle_fraction: {candidates.rattle_fraction}, decorrelation_fs: {candidates.decorrelation_fs}}}
 # model: {{n_channels: {model.n_channels}, l_max: {model.l_max}, n_layers: {model.n_layers}, cutoff: {model.cutoff}}}
 # training: {{batch_size: {training.batch_size}, learning_rate: {training.learning_rate}}}   # and, say, epochs: 60 to end sooner
+# auto: {{flops: 1e12, widths: [16, 32, 48]}}   # a model that grows as the data ask, in place of model.n_channels and cpu_seconds
 # dynamics: {{temperature_K: {dynamics.temperature_K}, nve_ps: {dynamics.nve_ps}}}
 seed: 0
 """

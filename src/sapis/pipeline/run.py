@@ -85,17 +85,20 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
         "data", settings("split", "hot_temperature_K", "seed") | labelled.result["files"], names,
         lambda: steps.data(recipe, work.path("labels.extxyz"), work.folder),
     )
-    training = recipe.training.model_copy(update={"cpu_seconds": recipe.budget.cpu_seconds, "seed": recipe.seed})
+    cpu_seconds = None if recipe.auto else recipe.budget.cpu_seconds
+    training = recipe.training.model_copy(update={"cpu_seconds": cpu_seconds, "seed": recipe.seed})
     isolated = {int(z): value for z, value in labelled.result["isolated"].items()}
 
     def train() -> dict[str, Any]:
-        parts = steps.read_parts(work.folder)
-        begun = new_potential(parts["train"], isolated, recipe.model, precision=training.precision, seed=training.seed)
+        parts, folder, target = steps.read_parts(work.folder), work.path("training"), work.path("training/model.sapis")
         card = {"level_of_theory": labelled.result["method"],
                 "system": recipe.system.model_dump(mode="json", exclude={"file"})}
-        return steps.train(parts, begun, training, work.path("training"), work.path("training/model.sapis"), card)
+        if recipe.auto:
+            return steps.grow(parts, isolated, recipe.auto, recipe.model, training, folder, target, card)
+        begun = new_potential(parts["train"], isolated, recipe.model, precision=training.precision, seed=training.seed)
+        return steps.train(parts, begun, training, folder, target, card)
 
-    trained = work.step("train", settings("model", "seed") | split.result["files"] | {"training": training.model_dump()},
+    trained = work.step("train", settings("model", "auto", "seed") | split.result["files"] | {"training": training.model_dump()},
                         ["training/model.sapis"], train)
     model = work.path("training/model.sapis")
     parts = steps.read_parts(work.folder)

@@ -197,8 +197,8 @@ def _input_hash(study: Study, trial: Trial) -> str:
 
 def pool_of(data: Path, config: StudyConfig, isolated: Path | None) -> Pool:
     """The frames of a study in their parts."""
-    return Pool(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by, isolated=isolated,
-                seed=config.seed)
+    return Pool.read(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by, isolated=isolated,
+                     seed=config.seed)
 
 
 def _measured(pool: Pool, config: StudyConfig, width: int, folder: Path) -> Size:

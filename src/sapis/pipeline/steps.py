@@ -16,7 +16,7 @@ from sapis.core.seeds import derive_seed
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.reference import ReferenceEnergies
-from sapis.data.splits import holdout_temperature, split_in_time
+from sapis.data.splits import Split, holdout_temperature, split_in_time
 from sapis.data.store import Store
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
@@ -25,7 +25,10 @@ from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labelling import label_into, labels_in
+from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
+from sapis.pipeline.auto import AutoConfig, GrowthConfig, grow_on
+from sapis.pipeline.pool import Pool
 from sapis.pipeline.recipe import DynamicsConfig, Recipe
 from sapis.potential.bundle import hash_tensors
 from sapis.simulate.candidates import make_candidates
@@ -39,6 +42,7 @@ from sapis.training.loop import Training
 
 PARTS = ("train", "validation", "test", "hot")
 MIN_FRAMES = 10
+OF_WIDTH = ("n_channels", "n_channels_carried", "n_heads", "n_hidden_readout")  # settings that follow from the width
 
 
 def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
@@ -121,7 +125,27 @@ def train(parts: Mapping[str, Sequence[System]], begun: tuple[TransformerPotenti
     """Train a potential on ``parts`` and write it as a bundle with ``card``; ``begun`` is from `sapis.training.fit`."""
     potential, references = begun
     run = Training(potential, parts["train"], parts["validation"], training, folder)
-    progress = run.run()
+    run.run()
+    return _trained(parts, run, references, target, card)
+
+
+def grow(parts: Mapping[str, Sequence[System]], isolated: Mapping[int, float], growth: GrowthConfig, model: ModelConfig,
+         training: TrainingConfig, folder: Path, target: Path, card: dict[str, Any]) -> dict[str, Any]:
+    """The same with a controller that decides how far the model grows, and on how many of the frames it trains."""
+    shared = {name: value for name, value in model.model_dump().items() if name not in (*OF_WIDTH, *growth.axes)}
+    settings = AutoConfig(**growth.model_dump(), model=shared, training=training, seed=training.seed)
+    data_hash = hash_json([hash_systems(parts[name]) for name in ("train", "validation", "test")])
+    split = Split(parts["train"], parts["validation"], parts["test"])
+    grown = grow_on(Pool(split, isolated, data_hash=data_hash, seed=training.seed), folder, settings)
+    result = _trained(parts, grown.training, grown.references, target, card)
+    cost = {name: grown.record.cost[name] for name in ("cpu_seconds", "flops")}
+    return {**result, "growth": grown.record.result, "flops": cost["flops"], "cost": cost}
+
+
+def _trained(parts: Mapping[str, Sequence[System]], run: Training, references: Mapping[str, ReferenceEnergies], target: Path,
+             card: dict[str, Any]) -> dict[str, Any]:
+    """The result of a training that is finished; its potential as a bundle."""
+    potential, progress, training = run.potential, run.progress, run.config
     weights_hash = hash_tensors(dict(potential.state_dict()), hash_json(potential.settings()))
     named = {level if len(references) > 1 else "": found for level, found in references.items()}
     result = {

@@ -1,22 +1,14 @@
-"""The page of a training that decides as it goes: its errors along the way, what was decided, and why."""
+"""The page of a training that decides as it goes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from sapis.core.files import write_text
 from sapis.core.records import Record
-from sapis.report.canvas import canvas, log_if_positive, svg
-from sapis.report.figures import BLUE, GREY, INK, ORANGE
-from sapis.report.markup import Html, duration, facts, figure, folded, join, number, table, tag
+from sapis.report.course import course, decisions
+from sapis.report.markup import Html, duration, facts, number
 from sapis.report.page import document
-
-ACTIONS = {"train": "go on", "grow_data": "more frames", "grow_model": "a larger model", "grow_both": "both",
-           "take_back": "growth taken back", "stop": "the learning rate falls"}
-MARKS = {"grow_data": "o", "grow_model": "^", "grow_both": "D", "take_back": "v", "stop": "s"}
 
 
 def write_auto_report(path: Path, title: str, record: Record) -> None:
@@ -27,39 +19,9 @@ def write_auto_report(path: Path, title: str, record: Record) -> None:
 def render(title: str, record: Record) -> Html:
     """The ``<html>`` element of the page."""
     return document(title, "Training that decides", [
-        ("course", "The course", _course(record.result)), ("outcome", "What came of it", _outcome(record)),
-        ("decisions", "Decisions", _decisions(record.result["events"])),
+        ("course", "The course", course(record.result)), ("outcome", "What came of it", _outcome(record)),
+        ("decisions", "Decisions", decisions(record.result["events"])),
     ])
-
-
-def _course(result: dict[str, Any]) -> Html:
-    events = result["events"]
-    looks, actions = [event["look"] for event in events], [event["decision"]["action"] for event in events]
-    spent = np.array([look["spent"] for look in looks])
-    loss = np.array([look["loss"] for look in looks])
-    with canvas(9.2, 5.2) as drawing:
-        errors, sizes = drawing.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
-        errors.plot(spent, loss, color=BLUE, label="validation frames")
-        errors.plot(spent, [look["train_loss"] for look in looks], color=GREY, linewidth=1.0, label="training frames")
-        for action, mark in MARKS.items():
-            chosen = np.array([taken == action for taken in actions])
-            if chosen.any():
-                errors.plot(spent[chosen], loss[chosen], mark, color=ORANGE, markersize=7, zorder=4, label=ACTIONS[action])
-        end = result["errors"]["validation"]["force_rmse_meV_A"]
-        errors.plot([result["config"]["flops"]], [end], "*", color=INK, markersize=10, clip_on=False, zorder=5, label="end")
-        errors.set_ylabel("force error (meV/Å)")
-        log_if_positive(errors, loss)
-        errors.legend(ncols=2)
-        for name, colour, words in (("n_parameters", ORANGE, "weights"), ("n_frames", BLUE, "frames")):
-            values = np.array([look[name] for look in looks])
-            sizes.step(spent, values / values[0], where="post", color=colour, label=f"{words}, from {values[0]:,.0f}")
-        sizes.set(xlabel="spent, labels included (FLOPs)", ylabel="times the first", yscale="log")
-        sizes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        sizes.yaxis.set_minor_formatter(lambda value, _: "")
-        sizes.legend()
-        picture = svg(drawing, "course", "Errors, weights and frames against what was spent")
-    return figure(picture, "Errors of the running mean of the weights at each look; marks are decisions. In the last part "
-                           "of the budget the learning rate falls, to the star.") or Html("")
 
 
 def _outcome(record: Record) -> Html:
@@ -74,18 +36,3 @@ def _outcome(record: Record) -> Html:
         ("spent in all", number(record.cost["flops"], unit="FLOPs")),
         ("CPU time of the training", duration(record.cost["cpu_seconds"])),
     ])
-
-
-def _decisions(events: list[dict[str, Any]]) -> Html:
-    head = ["Decision", "Why", "Spent", "Weights", "Frames", "Error", "Foretold"]
-
-    def line(event: dict[str, Any]) -> tuple[Any, ...]:
-        look, decision = event["look"], event["decision"]
-        return (ACTIONS[decision["action"]], decision["reason"], number(look["spent"]), number(int(look["n_parameters"])),
-                number(int(look["n_frames"])), number(look["loss"]), number(decision["foretold"]))
-
-    changes = [line(event) for event in events if event["decision"]["action"] != "train"]
-    note = tag("p", "Sizes and errors are those at the look from which it was decided; foretold is the error at the end of the "
-                    "budget, where a law decided.")
-    looks = folded(f"all {len(events)} looks", table(head, map(line, events), n_text=2))
-    return join([note, table(head, changes, n_text=2), looks])

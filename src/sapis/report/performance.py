@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sapis.report import figures
+from sapis.report.course import course, decisions
 from sapis.report.markup import (
     Html,
     absent,
@@ -83,6 +84,7 @@ def learning(report: Report) -> Html:
         figure(figures.learning_curve(found.get("history")),
                "Training loss and validation errors, by step and by CPU time; circles mark the best.")
         or absent("No history of training was recorded."),
+        *((course(found["growth"]), decisions(found["growth"]["events"])) if "growth" in found else ()),
         folded("Training settings", facts((label(key), scalar(value)) for key, value in config.items()))
         if config else None,
     ])
