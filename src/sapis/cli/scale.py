@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 scale_app = typer.Typer(no_args_is_help=True, help="Scaling laws on your own data: plan, run, fit, foretell.")
 
 Folder = Annotated[Path, typer.Argument(help="Of the study.")]
-FloorMean = Annotated[float | None, typer.Option("--floor", help="Force error that no model can go below, meV/Å, as measured: "
-                                                                 "noise of the labels, for example.")]
+FloorMean = Annotated[float | None, typer.Option("--floor", help="Force error that no model can go below, meV/Å; default: what "
+                                                                 "`sapis scale floor` has measured, if it has.")]
 FloorStd = Annotated[float | None, typer.Option("--floor-std", help="Its standard deviation; default a tenth of it.")]
 
 
@@ -69,11 +69,27 @@ def run(
 
 
 @scale_app.command()
+def floor(
+    folder: Folder,
+    config: Annotated[Path, typer.Option(help="YAML as of `sapis label`: the method of the labels, with tighter settings.")],
+    frames: Annotated[int, typer.Option(min=2, help="Test frames to label anew.")] = 50,
+) -> None:
+    """Measure the force error that no model of a study can go below: noise of the labels, and atoms out of sight."""
+    from sapis.pipeline.floor import FLOOR, measure_floor
+    from sapis.pipeline.label import read_request
+
+    found = measure_floor(folder, read_request(config), n_frames=frames)
+    typer.echo(f"noise of the labels: {found.noise:.3g} meV/Å ({found.n_frames} frames)")
+    typer.echo(f"atoms out of sight: {found.blindness:.3g} meV/Å ({found.n_blind} frames have such)")
+    typer.echo(f"floor: {found.mean:.3g} ± {found.std:.2g} meV/Å; noted in {folder / FLOOR}, which `sapis scale fit` takes")
+
+
+@scale_app.command()
 def fit(folder: Folder, floor: FloorMean = None, floor_std: FloorStd = None) -> None:
     """Fit scaling laws to the trainings that are finished: exponents, intervals, the best use of a budget, figures."""
     from sapis.pipeline.scale import LAWS, REPORT, fit_study
 
-    laws, found = fit_study(folder, floor=_floor(floor, floor_std))
+    laws, found = fit_study(folder, floor=_floor(folder, floor, floor_std))
     for law in (laws.joint[0], *laws.compute[:1]):
         typer.echo(f"{law.form.name} ({len(law.points)} trainings, noise {100 * law.noise:.1f} %):")
         for name, (value, low, high) in law.intervals.items():
@@ -99,7 +115,7 @@ def foretell(
     from sapis.pipeline.scale import PREDICTIONS
     from sapis.pipeline.scale import foretell as foretell_trial
 
-    trial, entry = foretell_trial(folder, factor=factor, floor=_floor(floor, floor_std))
+    trial, entry = foretell_trial(folder, factor=factor, floor=_floor(folder, floor, floor_std))
     typer.echo(f"{trial.flops:.2e} FLOPs, {trial.width} channels, {trial.n_frames:,} frames, about {trial.cpu_seconds:,.0f} "
                f"CPU-s: {entry['foretold']:.3g} meV/Å ({entry['low']:.3g} to {entry['high']:.3g})")
     typer.echo(f"noted in {folder / PREDICTIONS}; `sapis scale run {folder}` makes it")
@@ -159,14 +175,15 @@ def _settings(kind: type[C], config: Path | None, verb: str, **options: float | 
     return parse_config(kind, {**(load_yaml(config) if config else {}), **given}, where=str(config or f"sapis scale {verb}"))
 
 
-def _floor(mean: float | None, std: float | None) -> Floor | None:
+def _floor(folder: Path, mean: float | None, std: float | None) -> Floor | None:
     from sapis.core.errors import ConfigError
+    from sapis.pipeline.floor import known_floor
     from sapis.scaling.fit import Floor
 
     if mean is None:
         if std is not None:
             raise ConfigError(expected="--floor with --floor-std", received="no floor", where="--floor-std", todo="give both")
-        return None
+        return known_floor(folder)
     if mean < 0 or (std is not None and std <= 0):
         raise ConfigError(expected="a floor of 0 or more, with a deviation above 0", received=f"{mean:g}, {std}", where="--floor",
                           todo="mend the numbers; for no floor at all leave both out")

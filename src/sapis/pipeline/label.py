@@ -48,6 +48,11 @@ def read_request(path: Path) -> LabelRequest:
     return parse_config(LabelRequest, load_yaml(path), where=str(path))
 
 
+def executor_of(request: LabelRequest) -> Executor:
+    """Where ``request`` is computed."""
+    return ClusterExecutor(request.cluster) if request.cluster else LocalExecutor(request.workers)
+
+
 def label_files(inputs: Sequence[Path], output: Path, request: LabelRequest, *, index: slice | None = None,
                 retry_failures: bool = False) -> Labelling:
     """Label the structures of ``inputs`` and append them to the store ``output``, which is made if it is not there.
@@ -60,7 +65,7 @@ def label_files(inputs: Sequence[Path], output: Path, request: LabelRequest, *, 
     """
     refuse_inputs({"output": output}, inputs)
     labeler = build_labeler(request.labeler)
-    executor: Executor = ClusterExecutor(request.cluster) if request.cluster else LocalExecutor(request.workers)
+    executor = executor_of(request)
     watch = Stopwatch()
     with Store.at(output, level=labeler.level) as store:
         first = len(store)
