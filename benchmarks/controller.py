@@ -122,9 +122,13 @@ class World:
         self.size, self.n_frames = size, n_frames
 
     def take_back(self) -> None:
-        """The last growth; what it has cost is lost."""
+        """The last growth of the model; what training it has cost is lost, frames that were bought with it stay."""
         assert self.before is not None
+        bought = self.n_frames
         self.size, self.n_frames, self.seen, self.effective = self.before
+        lost = self.law.rest(self.costs.n_parameters[self.size], self.n_frames) - self.law.rest(
+            self.costs.n_parameters[self.size], bought)
+        self.effective, self.n_frames = float(self.law.regrown(self.effective, lost)), bought
 
     def train(self, cost: float) -> None:
         """Spend on training, then look."""

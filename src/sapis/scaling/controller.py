@@ -108,7 +108,7 @@ class Course:
     Attributes:
         looks: of the present training.
         sizes: of the model at each of these.
-        grown: number of the look after which the model grew; None if it never did, or something else has grown since.
+        grown: number of the look after which the model grew; None if it never did, or frames were bought since.
         refused: sizes of growths that were taken back, and the number of frames when each last was.
     """
 
@@ -132,9 +132,9 @@ class Course:
                 assert grown is not None
                 refused[size] = look.n_frames
                 kept, sizes, grown = kept[: grown + 1], sizes[: grown + 1], None
-            elif decision.action == "grow_model":
+            elif decision.action in ("grow_model", "grow_both"):
                 grown = len(kept) - 1
-            elif decision.action in ("grow_data", "grow_both"):
+            elif decision.action == "grow_data":
                 grown = None
             size = decision.size
         return cls([*kept, looks[-1]], [*sizes, size], grown, refused)
@@ -192,16 +192,14 @@ def _by_law(course: Course, costs: Costs, config: ControllerConfig) -> Decision:
     # A model that fits what it learns from much better than other frames is large enough for its data.
     sizes = sizes if last.loss < config.gap * last.train_loss else [size]
     plans = _Plans(law, last, size, sizes, costs, config)
-    if course.grown is not None and len(looks) - 1 - course.grown == config.trial:
-        before = looks[: course.grown + 1]
-        smaller = course.sizes[course.grown]
-        back = learn(before, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
-        returned = replace(before[-1], spent=last.spent)
-        there = float(np.log(_Plans(back, returned, smaller, [smaller], costs, config).losses()).mean(axis=0).min())
-        here = float(np.log(plans.losses()).mean(axis=0).min())
+    on_trial = len(looks) - 1 - course.grown if course.grown is not None else np.inf
+    if on_trial == config.trial:
+        there, here = _without_growth(course, costs, config), float(np.log(plans.losses()).mean(axis=0).min())
         if there + config.min_gain < here:
-            return Decision("take_back", smaller, last.n_frames, "take_back", float(np.exp(there)),
+            return Decision("take_back", course.sizes[course.grown or 0], last.n_frames, "take_back", float(np.exp(there)),
                             f"error at the end {np.exp(there):.4g} of the smaller model, {np.exp(here):.4g} of this one")
+    if on_trial < config.trial:
+        return Decision("train", size, last.n_frames, "train", np.nan, "the larger model is on trial")
     if costs.target is not None:
         score = plans.costs_of(costs.target)
         if np.isfinite(score).any():
@@ -213,6 +211,17 @@ def _by_law(course: Course, costs: Costs, config: ControllerConfig) -> Decision:
                         f"{100 * gain:.1f} %")
     score = np.log(plans.losses()).mean(axis=0)
     return _chosen(plans, score, is_cost=False)
+
+
+def _without_growth(course: Course, costs: Costs, config: ControllerConfig) -> float:
+    """Logarithm of the error at the end if the model had not grown and went on with what is left now."""
+    assert course.grown is not None
+    last, before, smaller = course.looks[-1], course.looks[: course.grown + 1], course.sizes[course.grown]
+    law = learn(before, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
+    # Frames that were bought with the growth stay: those plans that have them need not pay for them again.
+    returned = replace(before[-1], spent=last.spent - costs.label * (last.n_frames - before[-1].n_frames))
+    plans = _Plans(law, returned, smaller, [smaller], costs, config)
+    return float(np.log(plans.losses()).mean(axis=0)[plans.n_frames > 0.99 * last.n_frames].min(initial=np.inf))
 
 
 class _Plans:
