@@ -113,7 +113,8 @@ class World:
     def grow(self, size: int, n_frames: float) -> None:
         """Pay for labels, and change sizes."""
         self.spent += self.costs.label * (n_frames - self.n_frames)
-        self.before = self.size, self.n_frames, self.seen, self.effective
+        if size > self.size:
+            self.before = self.size, self.n_frames, self.seen, self.effective
         old, new = ((self.costs.n_parameters[s], d) for s, d in ((self.size, self.n_frames), (size, n_frames)))
         lost = self.law.rest(*old) - self.law.rest(*new)
         if size > self.size:

@@ -102,6 +102,26 @@ def test_a_growth_that_is_taken_back_costs_what_it_cost_and_leaves_no_trace(
 
 
 @pytest.mark.slow
+def test_frames_that_were_bought_stay_when_the_model_is_taken_back(
+        data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script: list[tuple[Action, int, float]] = [
+        ("train", 0, 20), ("grow_both", 1, 30), ("train", 1, 30), ("grow_data", 1, 40), ("train", 1, 40), ("take_back", 0, 40)]
+
+    def scripted(_: Sequence[Look], decisions: Sequence[Decision], *__: object) -> Decision:
+        action, size, n_frames = script[len(decisions)] if len(decisions) < len(script) else ("train", 0, 40)
+        return Decision(action, size, n_frames, action, np.nan, "script")
+
+    monkeypatch.setattr("sapis.pipeline.auto.decide", scripted)
+    record = auto(data, tmp_path / "run", AutoConfig.model_validate(settings()))
+    assert record.result["size"] == {"n_channels": 16} and record.result["n_frames"] == 40
+    assert record.cost["flops"] == pytest.approx(4e9, rel=0.02)
+    looks, last = [event["look"] for event in record.result["events"]], record.result["events"][-1]["stage"]
+    branch = looks[5]["spent"] - looks[1]["spent"] - 20 * settings()["label_flops"]  # type: ignore[operator]
+    assert last["parent"] == 0 and last["lost"] == pytest.approx(branch, rel=1e-9)
+    assert (np.diff([look["spent"] for look in looks]) > 0).all() and looks[6]["n_parameters"] == looks[1]["n_parameters"]
+
+
+@pytest.mark.slow
 def test_every_axis_can_grow_and_keeps_the_error(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = [0, 0, 1, 3, 7, 7]  # sizes: a layer, then a degree, then channels
 

@@ -335,11 +335,14 @@ class _Run:
             end = min(stage.flops, flops / (1 - self.config.cooldown))
             return stage if end == stage.flops else replace(stage, flops=end, parent=len(stages) - 1)
         if decision.action == "take_back":
-            assert stage.parent is not None
-            before = stages[stage.parent]
-            look = next(event.look for event in self.events if event.stage == stage)  # after which it grew
+            grown = stage
+            while grown.parent is not None and stages[grown.parent].size == stage.size:  # frames were bought since
+                grown = stages[grown.parent]
+            assert grown.parent is not None
+            before = stages[grown.parent]
+            look = next(event.look for event in self.events if event.stage == grown)  # after which it grew
             lost = flops - (look.spent - self.label_flops * before.n_frames - before.lost)
-            return Stage(before.size, stage.n_frames, stage.flops - lost, stage.parent, stage.lost + lost)
+            return Stage(before.size, stage.n_frames, stage.flops - lost, grown.parent, stage.lost + lost)
         frames = round(decision.n_frames)
         left = stage.flops - self.label_flops * (frames - stage.n_frames)
         return Stage(decision.size, frames, left, len(stages) - 1, stage.lost)

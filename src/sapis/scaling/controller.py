@@ -108,7 +108,7 @@ class Course:
     Attributes:
         looks: of the present training.
         sizes: of the model at each of these.
-        grown: number of the look after which the model grew; None if it never did, or frames were bought since.
+        grown: number of the look after which the model last grew; None if it never did.
         refused: sizes of growths that were taken back, and the number of frames when each last was.
     """
 
@@ -134,8 +134,6 @@ class Course:
                 kept, sizes, grown = kept[: grown + 1], sizes[: grown + 1], None
             elif decision.action in ("grow_model", "grow_both"):
                 grown = len(kept) - 1
-            elif decision.action == "grow_data":
-                grown = None
             size = decision.size
         return cls([*kept, looks[-1]], [*sizes, size], grown, refused)
 
@@ -190,16 +188,14 @@ def _by_law(course: Course, costs: Costs, config: ControllerConfig) -> Decision:
         return Decision("stop", size, last.n_frames, "stop", now, f"the target {costs.target:.4g} is reached")
     sizes = sorted(costs.reached(size) - course.barred(costs) | {size})
     # A model that fits what it learns from much better than other frames is large enough for its data.
+    on_trial = len(looks) - 1 - course.grown if course.grown is not None else np.inf
     sizes = sizes if last.loss < config.gap * last.train_loss else [size]
     plans = _Plans(law, last, size, sizes, costs, config)
-    on_trial = len(looks) - 1 - course.grown if course.grown is not None else np.inf
     if on_trial == config.trial:
         there, here = _without_growth(course, costs, config), float(np.log(plans.losses()).mean(axis=0).min())
         if there + config.min_gain < here:
             return Decision("take_back", course.sizes[course.grown or 0], last.n_frames, "take_back", float(np.exp(there)),
                             f"error at the end {np.exp(there):.4g} of the smaller model, {np.exp(here):.4g} of this one")
-    if on_trial < config.trial:
-        return Decision("train", size, last.n_frames, "train", np.nan, "the larger model is on trial")
     if costs.target is not None:
         score = plans.costs_of(costs.target)
         if np.isfinite(score).any():
