@@ -19,7 +19,8 @@ import numpy as np
 from benchmarks.run import DATA, WORK
 from sapis.core.files import hash_json
 from sapis.core.records import Record, Stopwatch, provenance, write_record
-from sapis.pipeline.auto import AutoConfig, auto
+from sapis.pipeline.auto import auto
+from sapis.pipeline.auto_config import AutoConfig
 from sapis.scaling.policies import POLICIES
 
 HERE = Path(__file__).parent

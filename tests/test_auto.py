@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -17,13 +18,15 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from command import sapis
-from sapis.core.errors import FileError, ModelError
+from sapis.api import load
+from sapis.core.errors import ConfigError, FileError, ModelError
 from sapis.core.files import read_json
 from sapis.core.seeds import generator
 from sapis.data.formats import read_systems
 from sapis.data.formats.xyz import write_systems
 from sapis.data.store import Store
-from sapis.pipeline.auto import EVENTS, AutoConfig, auto, steps_between
+from sapis.pipeline.auto import EVENTS, auto
+from sapis.pipeline.auto_config import AutoConfig, steps_between
 from sapis.potential.bundle import hash_tensors, read_tensors
 from sapis.scaling.controller import Action, Decision
 from sapis.scaling.path import Look
@@ -215,3 +218,22 @@ def test_a_recipe_whose_model_grows(tmp_path: Path) -> None:
     before = (tmp_path / "out" / "model.sapis").read_bytes()
     assert "done before" in sapis("run", tmp_path / "water.yaml").text
     assert (tmp_path / "out" / "model.sapis").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_it_goes_on_from_a_model_of_cheaper_labels(finished: Path, data: Path, tmp_path: Path) -> None:
+    """Other labels: energies of another origin, forces of the same. What the model knows of forces is not lost."""
+    start = finished / "model.sapis"
+    known = load(start).potential.config
+    moved = [replace(system, energy=(system.energy or 0.0) + 50.0 * len(system), level="other") for system in read_systems(data)]
+    write_systems(tmp_path / "moved.extxyz", moved)
+    values = settings(model={}, start=str(start), to_level="other", widths=[known.n_channels, 2 * known.n_channels], flops=1e9)
+    record = auto(tmp_path / "moved.extxyz", tmp_path / "run", AutoConfig.model_validate(values))
+    begun, ended = record.result["events"][0]["look"]["loss"], record.result["errors"]["test"]["force_rmse_meV_A"]
+    first = read_json(finished / EVENTS)[0]["look"]["loss"]
+    assert begun < 0.8 * first and ended < 1.2 * begun
+    assert record.result["errors"]["test"]["energy_rmse_meV_atom"] < 1e3
+    with pytest.raises(ConfigError, match="the model to go on from"):
+        auto(data, tmp_path / "other", AutoConfig.model_validate({**values, "widths": [8, 16]}))
+    with pytest.raises(ValueError, match="start with to_level"):
+        AutoConfig(flops=1.0, to_level="other")

@@ -150,8 +150,9 @@ def auto(
     config: Annotated[Path | None, typer.Option(help="YAML with all settings.")] = None,
 ) -> None:
     """One training that decides as it goes what its budget buys: steps, frames or a larger model. The same command goes on."""
-    from sapis.pipeline.auto import MODEL, AutoConfig
+    from sapis.pipeline.auto import MODEL
     from sapis.pipeline.auto import auto as run_auto
+    from sapis.pipeline.auto_config import AutoConfig
 
     settings = _settings(AutoConfig, config, "auto", flops=flops, label_flops=label_flops, target=target)
     record = run_auto(data, folder, settings, isolated=isolated)

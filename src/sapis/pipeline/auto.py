@@ -10,102 +10,44 @@ Everything is paid in FLOPs of training; a label costs those that could be done 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 
-from sapis.api import save
-from sapis.core.config import Config
-from sapis.core.errors import FileError
-from sapis.core.files import hash_json, read_json, write_json
+from sapis.api import load, save
+from sapis.core.errors import ConfigError, FileError
+from sapis.core.files import hash_file, hash_json, read_json, write_json
 from sapis.core.memory import keep_freed_memory
 from sapis.core.progress import progress_bar
 from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.version import __version__
 from sapis.data.formats import read_systems
 from sapis.data.reference import ReferenceEnergies
-from sapis.data.system import hash_systems
+from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import LocalExecutor
-from sapis.labelers.labeler import LabelerConfig
-from sapis.model.config import dial
-from sapis.model.growth import Growth
+from sapis.model.config import ModelConfig, dial
+from sapis.model.growth import Growth, larger_config
+from sapis.model.potential import TransformerPotential
+from sapis.pipeline.auto_config import AutoConfig, steps_between
 from sapis.pipeline.pool import Pool, PoolToLabel, in_parts
 from sapis.report.auto import write_auto_report
-from sapis.scaling.controller import ControllerConfig, Costs, Decision, decide
+from sapis.scaling.controller import Costs, Decision, decide
 from sapis.scaling.path import Look
 from sapis.scaling.plan import Size
-from sapis.scaling.policies import Policy, fixed
+from sapis.scaling.policies import fixed
 from sapis.training.config import TrainingConfig
+from sapis.training.fit import at_new_level, known_potential
 from sapis.training.growth import grow_checkpoint
 from sapis.training.loop import Training
 
 PLAN, EVENTS, MODEL, RECORD, REPORT = "plan.json", "events.json", "model.sapis", "record.json", "report.html"
 LABELS = "labels.store"
 N_ERRORS = 200  # frames whose error is the training error
-
-Axis = Literal["n_layers", "l_max", "l_max_product", "l_max_carried", "order", "n_radial"]
-
-
-class GrowthConfig(Config):
-    """What may grow, and what all of it may cost."""
-
-    flops: float = Field(gt=0, description="budget of training and labels together")
-    label_flops: float | None = Field(
-        None, ge=0, description="cost of a label: FLOPs of training that take as long; default: measured with a labeler, else 0")
-    target: float | None = Field(None, gt=0, description="force error on validation frames at which to stop, meV/Å")
-    widths: tuple[int, ...] = Field((16, 32, 48, 64, 96), min_length=1, description="channels of the sizes; the least begins")
-    axes: dict[Axis, tuple[int, ...]] = Field(
-        default_factory=dict, description="other sizes that can grow, beside the width: n_layers, l_max, order, …")
-    n_start: int = Field(50, ge=10, description="frames at the start")
-    cooldown: float = Field(0.3, gt=0, lt=1, description="last part of the budget, in which the learning rate falls")
-    policy: Policy = Field("controller", description="fixed policies are for comparison")
-    controller: ControllerConfig = ControllerConfig()
-
-    @model_validator(mode="after")
-    def _has_sizes(self) -> GrowthConfig:
-        if not all(self.axes.values()):
-            raise ValueError("at least one value of each axis")
-        return self
-
-    def sizes(self) -> list[dict[str, int]]:
-        """The settings of every size: each width with each value of each axis, the least of all first."""
-        ladders = {"n_channels": self.widths} | {str(axis): values for axis, values in self.axes.items()}
-        return [dict(zip(ladders, values, strict=True))
-                for values in itertools.product(*(sorted(set(ladder)) for ladder in ladders.values()))]
-
-
-class AutoConfig(GrowthConfig):
-    """A training that decides by itself."""
-
-    model: dict[str, Any] = Field(default_factory=dict, description="settings of the architecture that all sizes share")
-    labeler: LabelerConfig | None = Field(None, description="method that labels the structures as they are asked for")
-    training: TrainingConfig = TrainingConfig(validations=1)
-    n_validation: int = Field(200, ge=1)
-    n_test: int = Field(500, ge=1)
-    group_by: str = Field("", description="tag: frames that share its value are in one part")
-    workers: int | None = Field(None, ge=1, description="processes for labels; default: one a core")
-    seed: int = Field(0, ge=0, lt=2**63)
-
-    @model_validator(mode="after")
-    def _one_place_each(self) -> AutoConfig:
-        if both := set(self.axes) & set(self.model):
-            raise ValueError(f"{', '.join(sorted(both))} either among the axes or in the model")
-        return self
-
-
-def steps_between(sizes: Sequence[Mapping[str, int]]) -> tuple[tuple[int, ...], ...]:
-    """For each of ``sizes``, which others are one step of one axis larger."""
-    ladders = {axis: sorted({size[axis] for size in sizes}) for axis in sizes[0]}
-    places = [[ladders[axis].index(value) for axis, value in size.items()] for size in sizes]
-    return tuple(tuple(n for n, other in enumerate(places) if sorted(np.subtract(other, place)) == [0] * (len(place) - 1) + [1])
-                 for place in places)
 
 
 @dataclass(frozen=True)
@@ -193,7 +135,8 @@ class _Run:
         torch.set_num_threads(config.training.threads)
         self.pool, self.folder, self.config, self.watch, self.made_by = pool, folder, config, Stopwatch(), provenance()
         self.settings = config.sizes()
-        self.models = [dial(size["n_channels"], {**config.model, **size}) for size in self.settings]
+        self.start = load(config.start).potential if config.start else None
+        self.models = self._models()
         self.sizes, self.label_flops = self._plan()
         self.costs = Costs(np.array([float(size.n_parameters) for size in self.sizes]),
                            np.array([size.flops for size in self.sizes]), self.label_flops, float(len(self.pool.train)),
@@ -230,10 +173,21 @@ class _Run:
 
     # What there is
 
+    def _models(self) -> list[ModelConfig]:
+        """Of each size."""
+        if self.start is None:
+            return [dial(size["n_channels"], {**self.config.model, **size}) for size in self.settings]
+        own = {axis: getattr(self.start.config, axis) for axis in self.settings[0]}
+        if own != self.settings[0]:
+            raise ConfigError(expected=f"sizes from those of the model to go on from: {own}", received=str(self.settings[0]),
+                              where=f"widths and axes, with start {self.config.start}", todo="mend the least of each")
+        return [larger_config(self.start.config, size) for size in self.settings]
+
     def _plan(self) -> tuple[list[Size], float]:
         """What the sizes cost, and a label."""
-        wanted = hash_json({"version": __version__, "data": self.pool.data_hash, "config": self.config.model_dump(mode="json")})
         path, config = self.folder / PLAN, self.config
+        wanted = hash_json({"version": __version__, "data": self.pool.data_hash, "config": config.model_dump(mode="json"),
+                            "start": config.start and hash_file(config.start)})
         if path.exists():
             known = read_json(path)
             if known["input_hash"] != wanted:
@@ -241,7 +195,7 @@ class _Run:
                                 received="one of another run", where=str(path), todo="choose another folder")
             return [Size(**size) for size in known["sizes"]], known["label_flops"]
         frames = self.pool.frames(config.n_start, config.seed)
-        potential = self.pool.potential(frames, self.models[0], config.training, 0)
+        potential, _ = self._begun(frames, self.models[0], config.training)
         for model in self.models[1:]:  # says now which it cannot grow into
             Growth(potential, model)
         sizes = [self.pool.measured(model, config.training, self.folder / "size", frames) for model in self.models]
@@ -279,7 +233,7 @@ class _Run:
         line = [stage]
         while (parent := line[-1].parent) is not None:
             line.append(stages[parent])
-        begun = self.pool.begun(self.pool.frames(line[-1].n_frames, seed), self.models[line[-1].size], settings, seed)
+        begun = self._begun(self.pool.frames(line[-1].n_frames, seed), self.models[line[-1].size], settings)
         potential, self.references = begun
         growth: Growth | None = None
         for later in reversed(line[:-1]):
@@ -291,6 +245,15 @@ class _Run:
             grow_checkpoint(self._folder(stage.parent), growth, training)
         self.present = number, training
         return training
+
+    def _begun(self, frames: Sequence[System], model: ModelConfig, settings: TrainingConfig,
+               ) -> tuple[TransformerPotential, dict[str, ReferenceEnergies]]:
+        """What the first training begins from, and the reference energies that it holds, by level."""
+        if self.start is None:
+            return self.pool.begun(frames, model, settings, self.config.seed)
+        known = at_new_level(self.start, frames, self.config.to_level) if self.config.to_level else self.start
+        potential, references = known_potential(known, frames, precision=settings.precision)
+        return Growth(potential, model, seed=self.config.seed).potential(), references
 
     def _settings(self, stage: Stage) -> TrainingConfig:
         """With a running mean over a look's worth of steps: its error is near the one that a falling learning rate would give.

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from sapis.core.config import Config, load_yaml, parse_config
 from sapis.labelers.labeler import LabelerConfig
 from sapis.model.config import ModelConfig
-from sapis.pipeline.auto import GrowthConfig
+from sapis.pipeline.auto_config import GrowthConfig
 from sapis.simulate.sampling import CandidatesConfig
 from sapis.training.config import TrainingConfig
 

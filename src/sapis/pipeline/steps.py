@@ -27,7 +27,8 @@ from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labelling import label_into, labels_in
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
-from sapis.pipeline.auto import AutoConfig, GrowthConfig, grow_on
+from sapis.pipeline.auto import grow_on
+from sapis.pipeline.auto_config import AutoConfig, GrowthConfig
 from sapis.pipeline.pool import Pool
 from sapis.pipeline.recipe import DynamicsConfig, Recipe
 from sapis.potential.bundle import hash_tensors
