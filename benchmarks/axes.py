@@ -1,9 +1,9 @@
 """What a step of each axis is worth, in weights: ``python -m benchmarks.axes DATA`` trains a small model and its neighbours.
 
 All see the same frames once, in the same order: molecules of `sapis data generate organic`, whose store is given. Models of
-several widths say what error goes with how many weights; the error of a model that is larger along another axis then says how many
-weights of width that step is worth, over the weights that it adds. Writes ``benchmarks/records/axes.json``; the same command goes on
-after a stop.
+several widths say what error goes with how many weights; the error of a model that is larger along another axis then says how
+many weights of width that step is worth, over the weights that it adds. Writes ``benchmarks/records/axes.json``; the same command
+goes on after a stop.
 """
 
 from __future__ import annotations
