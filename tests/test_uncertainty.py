@@ -1,0 +1,139 @@
+"""Uncertainty: closed forms for planted noise, nothing for identical members, and laws of covariances."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import chi, norm
+
+from sapis.core.errors import DataError, ModelError
+from sapis.data.system import System
+from sapis.model.config import dial
+from sapis.model.potential import TransformerPotential
+from sapis.so3.rotations import random_rotation
+from sapis.uncertainty.calibration import LEVELS, Calibration
+from sapis.uncertainty.posterior import Posterior
+from sapis.uncertainty.scores import auroc, auroc_shifted, crps, scores
+
+N = 20_000
+
+
+def planted(d: int, seed: int = 0, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of known deviations, stated ``factor`` times too small."""
+    rng = np.random.default_rng(seed)
+    stds = 0.05 * np.exp(rng.normal(0, 0.7, N))
+    return stds * np.linalg.norm(rng.standard_normal((d, N)), axis=0), stds / factor
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_planted_noise_has_the_scores_of_its_closed_forms(d: int) -> None:
+    errors, stds = planted(d)
+    found = scores(errors, stds, d)
+    assert found["nll"] == pytest.approx(np.mean(np.log(stds)) + 0.5 * np.log(2 * np.pi) + 0.5, abs=0.02)
+    assert found["crps"] == pytest.approx(stds.mean() / np.sqrt(np.pi), rel=0.02)  # of a normal distribution by itself
+    assert found["miscalibration_area"] < 0.01 and found["ence"] < 0.05
+    assert found["spearman"] == pytest.approx(found["spearman_ceiling"], abs=0.02)
+    for level in (50, 90, 95):
+        assert found[f"coverage_{level}"] == pytest.approx(level / 100, abs=0.01)
+    assert found["risk_coverage_area"] < 0.7 and found["auroc_worst_decile"] > 0.8
+    blind = scores(errors, np.random.default_rng(1).permutation(stds), d)
+    assert blind["nll"] > found["nll"] and blind["crps"] > found["crps"] and abs(blind["spearman"]) < 0.03
+    assert blind["risk_coverage_area"] == pytest.approx(1.0, abs=0.05)
+    assert blind["auroc_worst_decile"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_crps_is_the_integral_that_defines_it() -> None:
+    rng = np.random.default_rng(2)
+    std, vector = 0.3, rng.normal(0, 0.5, 3)
+    grid = np.linspace(-6, 6, 20_001)
+
+    def of_component(x: float) -> float:
+        return float(np.trapezoid((norm.cdf(grid / std) - (grid >= x)) ** 2, grid))
+
+    assert crps(np.array([0.4]), np.array([std]), 1) == pytest.approx(of_component(0.4), rel=1e-3)
+    axes = rng.standard_normal((400, 3))
+    along = axes @ vector / np.linalg.norm(axes, axis=1)
+    expected = np.mean([of_component(x) for x in along])
+    assert crps(np.array([np.linalg.norm(vector)]), np.array([std]), 3) == pytest.approx(expected, rel=0.03)
+
+
+def test_areas_under_curves_count_pairs() -> None:
+    rng = np.random.default_rng(3)
+    stds, is_bad = rng.random(60), rng.random(60) > 0.7
+    pairs = stds[is_bad][:, None] > stds[~is_bad][None]
+    assert auroc(stds, is_bad) == pytest.approx(pairs.mean())
+    assert auroc_shifted(stds, stds + 2) == 1.0 and np.isnan(auroc(stds, np.zeros(60, dtype=bool)))
+
+
+def test_deviations_that_are_none_are_refused() -> None:
+    for errors, stds in (([0.1, 0.2], [0.1, 0.0]), ([0.1], [0.1]), ([0.1, np.nan], [0.1, 0.1]), ([0.1, 0.2], [0.1, 0.1, 0.1])):
+        with pytest.raises(DataError, match="deviation"):
+            scores(np.array(errors), np.array(stds), 1)
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_calibration_finds_the_factor_of_each_group(d: int) -> None:
+    groups = np.random.default_rng(4).integers(0, 3, N)
+    truth = np.array([0.5, 2.0, 7.0])[groups]
+    errors, stds = planted(d)
+    found = Calibration.of(errors, stds / truth, d, groups=groups)
+    for group, factor in enumerate((0.5, 2.0, 7.0)):
+        assert found.factors[group] == pytest.approx(factor, rel=0.02)
+    assert scores(errors, found.corrected(stds / truth, groups), d)["miscalibration_area"] < 0.01
+    few = Calibration.of(errors[:100], stds[:100], d, groups=np.where(np.arange(100) < 5, 8, 1))
+    assert 8 not in few.factors and few.corrected(np.ones(1), [8])[0] == few.factors[None]
+    again = Calibration.from_json(found.to_json())
+    assert again == found
+    with pytest.raises(DataError, match="hold out more"):
+        Calibration.of(errors[:5], stds[:5], d)
+    with pytest.raises(DataError, match="a level among"):
+        found.bounds(stds, 0.8, groups)
+
+
+def test_quantiles_hold_whatever_the_distribution() -> None:
+    """Errors with heavy tails: regions of a normal distribution are wrong, conformal ones are not."""
+    rng = np.random.default_rng(5)
+    kept = []
+    for _ in range(200):
+        errors = np.abs(rng.standard_t(2.5, 400))
+        known = Calibration.of(errors[:200], np.ones(200), 1)
+        kept.append([np.mean(errors[200:] <= known.bounds(np.ones(200), level)) for level in LEVELS])
+    np.testing.assert_allclose(np.mean(kept, axis=0), LEVELS, atol=0.01)
+    normal = np.mean(np.abs(rng.standard_t(2.5, N)) / known.factors[None] <= chi.ppf(0.5, 1))
+    assert abs(normal - 0.5) > 0.1
+
+
+@pytest.fixture(scope="module")
+def members() -> list[TransformerPotential]:
+    config = dial(16, {"preset": "nano", "n_layers": 1})
+    return [TransformerPotential(config, elements=[1, 8], reference_energies=[0.0, 0.0], scale=1.0, average_neighbors=2.0,
+                                 precision="float64", seed=seed) for seed in range(4)]
+
+
+def water() -> System:
+    return System(numbers=np.array([8, 1, 1]), positions=np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0.1]]))
+
+
+def test_the_covariance_turns_with_the_system(members: list[TransformerPotential]) -> None:
+    rotation = random_rotation(np.random.default_rng(6))
+    system = water()
+    turned = replace(system, positions=system.positions @ rotation.T)
+    one, other = (Posterior.of_members([member.predict([each])[0] for member in members]) for each in (system, turned))
+    np.testing.assert_allclose(other.force_covariance, rotation @ one.force_covariance @ rotation.T, atol=1e-10)
+    np.testing.assert_allclose(other.force_std, one.force_std, atol=1e-10)
+    assert other.energy_variance == pytest.approx(one.energy_variance, abs=1e-10) and one.energy_std > 0
+    assert np.linalg.eigvalsh(one.force_covariance).min() > -1e-12
+    moved = one.forces - one.forces.mean(axis=0) if one.forces is not None else np.zeros(0)
+    np.testing.assert_allclose(one.force_covariance[1], np.cov(moved[:, 1].T), atol=1e-12)
+
+
+def test_identical_members_are_sure_and_one_is_none(members: list[TransformerPotential]) -> None:
+    (prediction,) = members[0].predict([water()])
+    sure = Posterior.of_members([prediction] * 3)
+    assert sure.energy_variance == 0 and not sure.force_covariance.any() and not sure.force_std.any()
+    assert sure.mean.energy == pytest.approx(prediction.energy)
+    np.testing.assert_allclose(sure.mean.forces, prediction.forces, atol=1e-15)
+    with pytest.raises(ModelError, match="at least two"):
+        Posterior.of_members([prediction])
