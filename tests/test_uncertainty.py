@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import chi, norm
 
+from sapis.api import load, save
 from sapis.core.errors import DataError, ModelError
 from sapis.data.system import System
 from sapis.model.config import dial
 from sapis.model.potential import TransformerPotential
+from sapis.potential.calibration import LEVELS, Calibration
+from sapis.potential.posterior import Posterior
 from sapis.so3.rotations import random_rotation
-from sapis.uncertainty.calibration import LEVELS, Calibration
-from sapis.uncertainty.posterior import Posterior
+from sapis.uncertainty.assess import assess, calibrate
+from sapis.uncertainty.ensemble import Ensemble
 from sapis.uncertainty.scores import auroc, auroc_shifted, crps, scores
 
 N = 20_000
@@ -137,3 +141,36 @@ def test_identical_members_are_sure_and_one_is_none(members: list[TransformerPot
     np.testing.assert_allclose(sure.mean.forces, prediction.forces, atol=1e-15)
     with pytest.raises(ModelError, match="at least two"):
         Posterior.of_members([prediction])
+
+
+def test_an_ensemble_is_kept_with_its_calibration_and_tells_its_doubt_to_ase(
+        members: list[TransformerPotential], tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    systems = [replace(water(), positions=water().positions + rng.normal(0, 0.05, (3, 3))) for _ in range(40)]
+    plain = Ensemble(members)
+    found = plain.posterior(systems)
+    labelled = [replace(system, energy=0.0, forces=np.zeros((3, 3))) for system in systems]
+    calibrations = calibrate(found, labelled)
+    ensemble = Ensemble(members, calibrations)
+    save(tmp_path / "many.sapis", ensemble, {})
+    again = load(tmp_path / "many.sapis")
+    (one,), (other,) = ensemble.posterior(systems[:1]), again.potential.posterior(systems[:1])
+    assert one.energy_std == other.energy_std and (one.force_covariance == other.force_covariance).all()
+    np.testing.assert_allclose(one.force_std, calibrations["forces"].corrected(found[0].force_std, systems[0].numbers))
+    assert one.energy_std == pytest.approx(calibrations["energy"].factors[None] * found[0].energy_std)
+    assert one.mean.energy == pytest.approx(np.mean([member.predict(systems[:1])[0].energy for member in members]))
+    scored = assess(ensemble.posterior(systems), labelled)
+    assert scored["forces"]["n"] == 120 and scored["energy"]["std"] == pytest.approx(scored["energy"]["rmse"], rel=0.5)
+    moved = assess(ensemble.posterior(systems), labelled, own=ensemble.posterior(systems))
+    assert moved["forces"]["auroc_shifted"] == pytest.approx(0.5)
+
+    atoms = systems[0].to_atoms()
+    atoms.calc = again.calculator()
+    assert atoms.get_potential_energy() == pytest.approx(one.mean.energy)
+    assert atoms.calc.get_property("energy_uncertainty", atoms) == pytest.approx(one.energy_std)
+    np.testing.assert_allclose(atoms.calc.get_property("forces_uncertainty", atoms), one.force_std)
+    with pytest.raises(ModelError, match="one model"):
+        _ = again.single
+    with pytest.raises(ModelError, match="members of one elements"):
+        Ensemble([members[0], TransformerPotential(members[0].config, elements=[1, 6, 8], reference_energies=[0.0] * 3, scale=1.0,
+                                                   average_neighbors=2.0, precision="float64")])

@@ -15,8 +15,10 @@ from sapis.model.potential import DTYPES, TransformerPotential
 from sapis.potential.bundle import Bundle, read_bundle, write_bundle
 from sapis.potential.calculator import SapisCalculator
 from sapis.potential.prediction import Prediction
+from sapis.uncertainty.ensemble import Ensemble
 
-ARCHITECTURES = {"transformer": TransformerPotential}
+ARCHITECTURES: dict[str, type[TransformerPotential] | type[Ensemble]] = {
+    "transformer": TransformerPotential, "ensemble": Ensemble}
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,20 @@ class Model:
         card: where it comes from and what was measured of it.
     """
 
-    potential: TransformerPotential
+    potential: TransformerPotential | Ensemble
     card: dict[str, Any]
+
+    @property
+    def single(self) -> TransformerPotential:
+        """The potential, where it must be one model.
+
+        Raises:
+            ModelError: an ensemble.
+        """
+        if isinstance(self.potential, Ensemble):
+            raise ModelError(expected="one model", received=f"an ensemble of {len(self.potential.members)}", where="model",
+                             todo="give one that was trained alone")
+        return self.potential
 
     def calculator(self, precision: str | None = None, *, device: str = "cpu", level: str = "") -> SapisCalculator:
         """An ASE calculator.
@@ -89,9 +103,10 @@ def calculator(path: str | Path, *, precision: str | None = None, level: str = "
     return load(path).calculator(precision, level=level)
 
 
-def save(path: str | Path, potential: TransformerPotential, card: dict[str, Any]) -> str:
+def save(path: str | Path, potential: TransformerPotential | Ensemble, card: dict[str, Any]) -> str:
     """Write a bundle; returns the hash of the file."""
-    write_bundle(Path(path), Bundle("transformer", potential.settings(), dict(potential.state_dict()), card))
+    name = next(name for name, kind in ARCHITECTURES.items() if isinstance(potential, kind))
+    write_bundle(Path(path), Bundle(name, potential.settings(), dict(potential.state_dict()), card))
     return hash_file(Path(path))
 
 

@@ -59,7 +59,7 @@ def _transformer(model: str) -> Transformer:
     from sapis.model.transformer import Transformer
 
     if Path(model).exists():
-        return load(model).potential.transformer
+        return load(model).single.transformer
     if model not in PRESETS:
         raise ConfigError(expected=f"a model file, or a preset among {', '.join(PRESETS)}", received=repr(model), where="MODEL",
                           todo="mend the path or the name")

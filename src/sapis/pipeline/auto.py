@@ -135,7 +135,7 @@ class _Run:
         torch.set_num_threads(config.training.threads)
         self.pool, self.folder, self.config, self.watch, self.made_by = pool, folder, config, Stopwatch(), provenance()
         self.settings = config.sizes()
-        self.start = load(config.start).potential if config.start else None
+        self.start = load(config.start).single if config.start else None
         self.models = self._models()
         self.sizes, self.label_flops = self._plan()
         self.costs = Costs(np.array([float(size.n_parameters) for size in self.sizes]),

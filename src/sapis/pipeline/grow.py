@@ -39,7 +39,7 @@ def grow_file(source: Path, target: Path, sizes: Mapping[str, int], *, reference
         SapisError: a model or a size that is not fit for it, or models that differ.
     """
     model = load(source)
-    small = model.potential
+    small = model.single
     large = grow(small, larger_config(small.config, sizes), reference_energies=reference_energies, conditions=conditions,
                  seed=seed)
     check = same_function(small.with_precision("float64"), large.with_precision("float64"), systems or [_crystal(small)])

@@ -32,6 +32,7 @@ from sapis.pipeline.auto_config import AutoConfig, GrowthConfig
 from sapis.pipeline.pool import Pool
 from sapis.pipeline.recipe import DynamicsConfig, Recipe
 from sapis.potential.bundle import hash_tensors
+from sapis.potential.prediction import Potential
 from sapis.simulate.candidates import make_candidates
 from sapis.simulate.md import order_test, run_nve, run_nvt
 from sapis.simulate.structures import load_structure
@@ -192,7 +193,7 @@ def dynamics(model: Path, start: System, config: DynamicsConfig, seed: int) -> d
 
 def checks(model: Path, systems: list[System], md: dict[str, Any] | None = None) -> dict[str, Any]:
     """The physics laws, in float64; with the record of the dynamics also those that need it."""
-    potential: TransformerPotential = load(model, precision="float64").potential
+    potential: Potential = load(model, precision="float64").potential
     found = check_potential(potential, systems)
     if md is not None:
         found += nve_checks(md["nve"], md["order"])

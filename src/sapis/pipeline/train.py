@@ -142,7 +142,7 @@ def train_files(
 
 def _begun(previous: Model, train: Sequence[System], to_level: str, precision: str) -> tuple[Any, Any]:
     """What training begins from, and its reference energies, where there is a model to go on from."""
-    potential = at_new_level(previous.potential, train, to_level) if to_level else previous.potential
+    potential = at_new_level(previous.single, train, to_level) if to_level else previous.single
     return known_potential(potential, train, precision=precision)
 
 

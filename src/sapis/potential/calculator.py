@@ -12,12 +12,14 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from sapis.data.formats.labels import CHARGE_KEYS, SPIN_KEYS, electrons
 from sapis.data.system import System
+from sapis.potential.posterior import UncertainPotential
 from sapis.potential.prediction import Potential
 
 
 class SapisCalculator(Calculator):
     """ASE calculator: energy, free_energy, energies (eV), forces (eV/Å), stress (eV/Å^3, Voigt xx yy zz yz xz xy, tension
-    positive).
+    positive). With a potential that knows its doubt also energy_uncertainty (eV) and forces_uncertainty (eV/Å, of each atom):
+    standard deviations.
 
     Total charge and multiplicity are those of ``atoms.info["charge"]`` and ``atoms.info["spin"]`` (2S+1), 0 and 1 where it does
     not say.
@@ -32,7 +34,8 @@ class SapisCalculator(Calculator):
         PropertyNotImplementedError: stress without three periodic directions (ASE's own error).
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - as ASE declares it
+    implemented_properties = [  # noqa: RUF012 - as ASE declares it
+        "energy", "free_energy", "energies", "forces", "stress", "energy_uncertainty", "forces_uncertainty"]
 
     def __init__(self, potential: Potential, *, level: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -53,10 +56,17 @@ class SapisCalculator(Calculator):
         assert held is not None  # ASE's own calculate keeps a copy of atoms
         bare = System.from_atoms(held)
         charge, spin = electrons(held.info, bare.error)
-        (prediction,) = self.potential.predict([replace(bare, charge=charge, spin=spin, level=self.level)])
+        system = replace(bare, charge=charge, spin=spin, level=self.level)
+        doubt: dict[str, Any] = {}
+        if isinstance(self.potential, UncertainPotential):
+            (posterior,) = self.potential.posterior([system])
+            prediction = posterior.mean
+            doubt = {"energy_uncertainty": posterior.energy_std, "forces_uncertainty": posterior.force_std}
+        else:
+            (prediction,) = self.potential.predict([system])
         self.results = {
             "energy": prediction.energy, "free_energy": prediction.energy,
-            "energies": np.array(prediction.energies), "forces": np.array(prediction.forces),
+            "energies": np.array(prediction.energies), "forces": np.array(prediction.forces), **doubt,
         }
         if prediction.stress is not None:
             self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress)

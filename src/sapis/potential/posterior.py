@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from sapis.core.errors import ModelError
-from sapis.potential.prediction import Prediction
+from sapis.data.system import System
+from sapis.potential.calibration import Calibration
+from sapis.potential.prediction import Potential, Prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,16 @@ class Posterior:
         covariance = np.einsum("mia,mib->iab", moved, moved) / (len(members) - 1)
         return cls(mean, float(shifts.var(ddof=1)), covariance, energies, forces)
 
+    def calibrated(self, calibrations: Mapping[str, Calibration], numbers: np.ndarray) -> Posterior:
+        """The same with deviations that can be trusted, those of forces by the elements ``numbers`` ``(atoms,)``."""
+        energy, forces = calibrations.get("energy"), calibrations.get("forces")
+        variance, covariance = self.energy_variance, self.force_covariance
+        if energy is not None:
+            variance = float(energy.corrected(np.ones(1))[0]) ** 2 * variance
+        if forces is not None:
+            covariance = forces.corrected(np.ones(len(numbers)), numbers)[:, None, None] ** 2 * covariance
+        return replace(self, energy_variance=variance, force_covariance=covariance)
+
     @property
     def energy_std(self) -> float:
         """Standard deviation of the total energy, eV."""
@@ -63,3 +76,12 @@ class Posterior:
     def force_std(self) -> np.ndarray:
         """Standard deviation of the force on each atom, root mean square over directions, eV/Å, ``(atoms,)``."""
         return np.sqrt(np.trace(self.force_covariance, axis1=1, axis2=2) / 3)
+
+
+@runtime_checkable
+class UncertainPotential(Potential, Protocol):
+    """A potential that knows how sure it is."""
+
+    def posterior(self, systems: Sequence[System]) -> list[Posterior]:
+        """Means and deviations of each system, in order."""
+        ...

@@ -1,0 +1,89 @@
+"""Uncertainty against known labels: calibration on frames held out, and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sapis.core.errors import DataError
+from sapis.data.system import System
+from sapis.potential.calibration import Calibration
+from sapis.potential.posterior import Posterior
+from sapis.uncertainty.scores import auroc_shifted, scores
+
+TARGETS = {"energy": 1, "forces": 3}  # and how many components an error of each has
+TINY = 1e-9  # eV, eV/Å: no deviation is smaller, for scores divide by them
+
+
+@dataclass(frozen=True, eq=False)
+class Errors:
+    """Errors and stated deviations of one target.
+
+    Attributes:
+        d: components of an error.
+        errors: norms, eV or eV/Å, ``(n,)``.
+        stds: of each component, ``(n,)``.
+        groups: atomic numbers, of forces; None otherwise.
+    """
+
+    d: int
+    errors: np.ndarray
+    stds: np.ndarray
+    groups: np.ndarray | None = None
+
+
+def errors_of(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dict[str, Errors]:
+    """By target, of the labels that ``systems`` have.
+
+    Raises:
+        DataError: no labels.
+    """
+    pairs = list(zip(posteriors, systems, strict=True))
+    energies = [(abs(found.mean.energy - system.energy), found.energy_std) for found, system in pairs
+                if system.energy is not None]
+    forces = [(np.linalg.norm(found.mean.forces - system.forces, axis=1), found.force_std, system.numbers)
+              for found, system in pairs if system.forces is not None]
+    result = {}
+    if energies:
+        errors, stds = np.array(energies).T
+        result["energy"] = Errors(TARGETS["energy"], errors, np.maximum(stds, TINY))
+    if forces:
+        errors, stds, groups = (np.concatenate(parts) for parts in zip(*forces, strict=True))
+        result["forces"] = Errors(TARGETS["forces"], errors, np.maximum(stds, TINY), groups)
+    if not result:
+        raise DataError(expected="frames with energies or forces", received=f"{len(systems)} without", where="uncertainty",
+                        todo="label them")
+    return result
+
+
+def calibrate(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dict[str, Calibration]:
+    """By target, on frames that no training has seen; ``posteriors`` are not calibrated yet.
+
+    Raises:
+        DataError: too few labels.
+    """
+    return {name: Calibration.of(found.errors, found.stds, found.d, groups=found.groups)
+            for name, found in errors_of(posteriors, systems).items()}
+
+
+def assess(posteriors: Sequence[Posterior], systems: Sequence[System], *, own: Sequence[Posterior] = (),
+           ) -> dict[str, dict[str, float]]:
+    """Scores by target, in meV and meV/Å where they have a unit.
+
+    Args:
+        own: of frames where the model is at home; with them, how well deviations tell ``systems`` from these.
+    """
+    found = {name: scores(1e3 * each.errors, 1e3 * each.stds, each.d) for name, each in errors_of(posteriors, systems).items()}
+    if own:
+        for name, result in found.items():
+            result["auroc_shifted"] = auroc_shifted(_deviations(own, name), _deviations(posteriors, name))
+    return found
+
+
+def _deviations(posteriors: Sequence[Posterior], target: str) -> np.ndarray:
+    """Of energies per atom, or of forces."""
+    if target == "energy":
+        return np.array([found.energy_std / len(found.force_covariance) for found in posteriors])
+    return np.concatenate([found.force_std for found in posteriors])

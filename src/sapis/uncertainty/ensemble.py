@@ -1,0 +1,108 @@
+"""`Ensemble`: several models of one kind, trained from different weights, whose disagreement is the uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from sapis.core.errors import ModelError
+from sapis.data.conditions import Conditions
+from sapis.data.system import System
+from sapis.model.potential import TransformerPotential
+from sapis.potential.calibration import Calibration
+from sapis.potential.posterior import Posterior
+from sapis.potential.prediction import Prediction
+
+
+class Ensemble(nn.Module):
+    """A potential that is the mean of its members, and says how far they are apart.
+
+    Args:
+        members: two or more, of the same elements, cutoff, precision, charges, multiplicities and levels of theory.
+        calibrations: of ``energy`` and ``forces``, by which stated deviations are corrected; empty: as the members say.
+
+    Raises:
+        ModelError: fewer than two members, or of different kinds.
+    """
+
+    def __init__(self, members: Sequence[TransformerPotential], calibrations: Mapping[str, Calibration] | None = None) -> None:
+        super().__init__()
+        if len(members) < 2:
+            raise ModelError(expected="at least two members", received=str(len(members)), where="ensemble",
+                             todo="train more of them")
+        first = members[0]
+        for number, member in enumerate(members):
+            for name in ("elements", "cutoff", "precision", "conditions"):
+                own, common = getattr(member, name), getattr(first, name)
+                if own != common:
+                    raise ModelError(expected=f"members of one {name}: {common}", received=f"{own}",
+                                     where=f"member {number} of the ensemble", todo="train all on the same data with one recipe")
+        self.members = nn.ModuleList(members)
+        self.calibrations = dict(calibrations or {})
+
+    def __iter__(self) -> Any:
+        return iter(self.members)
+
+    @property
+    def first(self) -> TransformerPotential:
+        """The first member: all of them agree on what is not a weight."""
+        member = self.members[0]
+        assert isinstance(member, TransformerPotential)
+        return member
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers, ascending."""
+        return self.first.elements
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.first.cutoff
+
+    @property
+    def precision(self) -> str:
+        """``float32`` or ``float64``."""
+        return self.first.precision
+
+    @property
+    def conditions(self) -> Conditions:
+        """Charges, multiplicities and levels of theory that it knows."""
+        return self.first.conditions
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights of all members."""
+        return sum(member.n_parameters for member in self)
+
+    def predict(self, systems: Sequence[System]) -> list[Prediction]:
+        """The mean of the members.
+
+        Raises:
+            ModelError: an element, charge, multiplicity or level of theory that the members do not know.
+            DataError: coinciding atoms.
+        """
+        return [posterior.mean for posterior in self.posterior(systems)]
+
+    def posterior(self, systems: Sequence[System]) -> list[Posterior]:
+        """Means and calibrated deviations; raises what `predict` raises."""
+        predicted = [member.predict(systems) for member in self]
+        return [Posterior.of_members(found).calibrated(self.calibrations, system.numbers)
+                for system, *found in zip(systems, *predicted, strict=True)]
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON values."""
+        return {"members": [member.settings() for member in self],
+                "calibrations": {name: found.to_json() for name, found in self.calibrations.items()}}
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Ensemble:
+        """The inverse of `settings`; the weights are random until loaded."""
+        return cls([TransformerPotential.from_settings(each) for each in settings["members"]],
+                   {name: Calibration.from_json(found) for name, found in settings["calibrations"].items()})
+
+    def with_precision(self, precision: str) -> Ensemble:
+        """A copy that computes in ``precision``."""
+        return Ensemble([member.with_precision(precision) for member in self], self.calibrations).train(self.training)
