@@ -7,18 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chi, norm
 
 from sapis.api import load, save
 from sapis.core.errors import DataError, ModelError
 from sapis.data.system import System
 from sapis.model.config import dial
+from sapis.model.last_layer import LastLayer
 from sapis.model.potential import TransformerPotential
 from sapis.potential.calibration import LEVELS, Calibration
 from sapis.potential.posterior import Posterior
 from sapis.so3.rotations import random_rotation
 from sapis.uncertainty.assess import assess, calibrate
 from sapis.uncertainty.ensemble import Ensemble
+from sapis.uncertainty.last_layer import Distance, Laplace, OneModel, Rows, Shallow
 from sapis.uncertainty.scores import auroc, auroc_shifted, crps, scores
 
 N = 20_000
@@ -174,3 +177,56 @@ def test_an_ensemble_is_kept_with_its_calibration_and_tells_its_doubt_to_ase(
     with pytest.raises(ModelError, match="members of one elements"):
         Ensemble([members[0], TransformerPotential(members[0].config, elements=[1, 6, 8], reference_energies=[0.0] * 3, scale=1.0,
                                                    average_neighbors=2.0, precision="float64")])
+
+
+def labelled_by(potential: TransformerPotential, n: int = 60, noise: tuple[float, float] = (0.01, 0.03)) -> list[System]:
+    """Rattled water with the labels of ``potential`` and noise on energies (eV) and force components (eV/Å)."""
+    rng = np.random.default_rng(8)
+    systems = [replace(water(), positions=water().positions + rng.normal(0, 0.08, (3, 3))) for _ in range(n)]
+    return [replace(system, energy=found.energy + noise[0] * rng.standard_normal(),
+                    forces=found.forces + noise[1] * rng.standard_normal((3, 3)))
+            for system, found in zip(systems, potential.predict(systems), strict=True)]
+
+
+def test_labels_are_a_linear_problem_in_the_last_weights(members: list[TransformerPotential]) -> None:
+    systems = labelled_by(members[0])
+    rows = Rows.of(members[0], systems)
+    found = members[0].predict(systems)
+    energies = rows.energies - rows.energy @ rows.own
+    np.testing.assert_allclose(energies, [(system.energy or 0) - one.energy for system, one in zip(systems, found, strict=True)],
+                               atol=1e-10)
+    assert rows.noises() == (pytest.approx(0.01, rel=0.2), pytest.approx(0.03, rel=0.1))
+    # The rows are derivatives: one weight moved a little moves all labels by its column.
+    layer = LastLayer(members[0], next(members[0].batches(systems)).batch)
+    moved = rows.own.clone()
+    moved[3] += 1e-3
+    change = layer.forces(moved)[0] - layer.forces(rows.own)[0]
+    torch.testing.assert_close(change.flatten(), 1e-3 * rows.force[:, 3], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Laplace, Shallow, Distance])
+def test_one_model_knows_its_doubt_and_keeps_it_in_its_file(
+        members: list[TransformerPotential], tmp_path: Path, kind: type[OneModel]) -> None:
+    systems = labelled_by(members[0])
+    plain = kind.fitted(members[0], systems)  # type: ignore[attr-defined]
+    plain.calibrations = calibrate(plain.posterior(systems), systems)
+    save(tmp_path / "model.sapis", plain, {})
+    again = load(tmp_path / "model.sapis")
+    far = replace(water(), positions=1.3 * water().positions)
+    known, other = plain.posterior([systems[0], far]), again.potential.posterior([systems[0], far])  # type: ignore[union-attr]
+    for one, two in zip(known, other, strict=True):
+        assert one.energy_variance == pytest.approx(two.energy_variance, rel=1e-9)
+        np.testing.assert_allclose(one.force_covariance, two.force_covariance, rtol=1e-9)
+    assert known[1].energy_std > 2 * known[0].energy_std and (known[1].force_std > known[0].force_std).all()
+    if kind is not Shallow:
+        assert known[0].mean.energy == pytest.approx(members[0].predict(systems[:1])[0].energy, abs=1e-9)
+        np.testing.assert_allclose(known[0].mean.forces, members[0].predict(systems[:1])[0].forces, atol=1e-11)
+    rotation = random_rotation(np.random.default_rng(9))
+    (turned,) = plain.posterior([replace(far, positions=far.positions @ rotation.T)])
+    np.testing.assert_allclose(turned.force_covariance, rotation @ known[1].force_covariance @ rotation.T,
+                               atol=1e-8 * known[1].force_covariance.max())
+    scored = assess(plain.posterior(systems), systems)
+    assert scored["forces"]["coverage_90"] == pytest.approx(0.9, abs=0.12)
+    assert again.single.config == members[0].config
+    double = again.potential.with_precision("float64")
+    assert double.precision == "float64" and double.predict([far])[0].energy == pytest.approx(known[1].mean.energy)

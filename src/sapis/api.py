@@ -16,9 +16,10 @@ from sapis.potential.bundle import Bundle, read_bundle, write_bundle
 from sapis.potential.calculator import SapisCalculator
 from sapis.potential.prediction import Prediction
 from sapis.uncertainty.ensemble import Ensemble
+from sapis.uncertainty.last_layer import Distance, Laplace, OneModel, Shallow
 
-ARCHITECTURES: dict[str, type[TransformerPotential] | type[Ensemble]] = {
-    "transformer": TransformerPotential, "ensemble": Ensemble}
+ARCHITECTURES: dict[str, type[TransformerPotential] | type[Ensemble] | type[OneModel]] = {
+    "transformer": TransformerPotential, "ensemble": Ensemble, **{kind.name: kind for kind in (Laplace, Shallow, Distance)}}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Model:
         card: where it comes from and what was measured of it.
     """
 
-    potential: TransformerPotential | Ensemble
+    potential: TransformerPotential | Ensemble | OneModel
     card: dict[str, Any]
 
     @property
@@ -43,7 +44,7 @@ class Model:
         if isinstance(self.potential, Ensemble):
             raise ModelError(expected="one model", received=f"an ensemble of {len(self.potential.members)}", where="model",
                              todo="give one that was trained alone")
-        return self.potential
+        return self.potential.potential if isinstance(self.potential, OneModel) else self.potential
 
     def calculator(self, precision: str | None = None, *, device: str = "cpu", level: str = "") -> SapisCalculator:
         """An ASE calculator.
@@ -103,7 +104,7 @@ def calculator(path: str | Path, *, precision: str | None = None, level: str = "
     return load(path).calculator(precision, level=level)
 
 
-def save(path: str | Path, potential: TransformerPotential | Ensemble, card: dict[str, Any]) -> str:
+def save(path: str | Path, potential: TransformerPotential | Ensemble | OneModel, card: dict[str, Any]) -> str:
     """Write a bundle; returns the hash of the file."""
     name = next(name for name, kind in ARCHITECTURES.items() if isinstance(potential, kind))
     write_bundle(Path(path), Bundle(name, potential.settings(), dict(potential.state_dict()), card))

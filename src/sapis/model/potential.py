@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,14 @@ from sapis.potential.prediction import Prediction
 
 FORMER_EPSILON = 1e-6  # of the norms of models that do not say theirs: the first ones had this
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class Part(NamedTuple):
+    """Some of many systems, as a batch."""
+
+    systems: Sequence[System]
+    samples: Sequence[Sample]
+    batch: Batch
 
 
 class TransformerPotential(nn.Module):
@@ -172,8 +180,17 @@ class TransformerPotential(nn.Module):
             ModelError: an element, charge, multiplicity or level of theory that the model does not know.
             DataError: coinciding atoms.
         """
-        results: list[Prediction] = []
-        samples = [self._prepare(system) for system in systems]
+        return [prediction for part in self.batches(systems, max_slots=max_slots)
+                for prediction in self.predictions(part, *(value.detach() for value in self(part.batch)))]
+
+    def batches(self, systems: Sequence[System], *, max_slots: int = 60_000) -> Iterator[Part]:
+        """``systems`` in batches of up to ``max_slots`` neighbour slots, in order, on the device of the weights.
+
+        Raises:
+            ModelError: an element, charge, multiplicity or level of theory that the model does not know.
+            DataError: coinciding atoms.
+        """
+        samples, device = [self._prepare(system) for system in systems], next(self.parameters()).device
         start = 0
         while start < len(samples):
             stop, atoms, slots = start, 0, 0
@@ -183,19 +200,18 @@ class TransformerPotential(nn.Module):
                 if stop > start and atoms * slots > max_slots:
                     break
                 stop += 1
-            results += self._predict_batch(systems[start:stop], samples[start:stop])
+            chosen = samples[start:stop]
+            yield Part(systems[start:stop], chosen, collate(chosen, cutoff=self.cutoff, dtype=self.dtype).to(device))
             start = stop
-        return results
 
-    def _predict_batch(self, systems: Sequence[System], samples: Sequence[Sample]) -> list[Prediction]:
-        device = next(self.parameters()).device
-        batch = collate(samples, cutoff=self.cutoff, dtype=self.dtype).to(device)
-        energies, forces, virials = (value.detach().double().cpu().numpy() for value in self(batch))
-        predictions, start = [], 0
-        for system, sample, virial in zip(systems, samples, virials, strict=True):
+    def predictions(self, part: Part, energies: torch.Tensor, forces: torch.Tensor, virials: torch.Tensor) -> list[Prediction]:
+        """What `forward` says of a batch, system by system, with reference energies."""
+        found, start = [], 0
+        numbers = [value.double().cpu().numpy() for value in (energies, forces, virials)]
+        for system, sample, virial in zip(part.systems, part.samples, numbers[2], strict=True):
             rows = slice(start, start + len(system))
-            per_atom = energies[rows] + self._references(system, sample)
+            per_atom = numbers[0][rows] + self._references(system, sample)
             stress = None if system.volume is None else virial / system.volume
-            predictions.append(Prediction(energy=float(per_atom.sum()), energies=per_atom, forces=forces[rows], stress=stress))
+            found.append(Prediction(energy=float(per_atom.sum()), energies=per_atom, forces=numbers[1][rows], stress=stress))
             start = rows.stop
-        return predictions
+        return found

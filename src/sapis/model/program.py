@@ -50,6 +50,7 @@ class Program:
                  counts: np.ndarray, vectors: np.ndarray, tape: Tape | None = None) -> None:
         self.tape = Tape() if tape is None else tape
         self.weights: dict[nn.Parameter, int] = {}
+        self.read: list[tuple[int, int]] = []  # what the last linear map of each read-out reads, and its weights
         self.transformer, self.species, self.senders, self.counts = transformer, species, senders, counts
         self.conditions = {name: np.ascontiguousarray(conditions[:, k]) for k, name in enumerate(NAMES)}
         self.n_atoms, slots, _ = vectors.shape
@@ -154,6 +155,8 @@ class Program:
 
     def _readout(self, module: nn.Sequential, scalars: int) -> int:
         for part in module:
+            if part is module[-1]:
+                self.read.append((scalars, self._weight(part.get_parameter("weight"))))
             scalars = (self._dense(part, scalars) if isinstance(part, nn.Linear)
                        else self.tape.run("silu", self.tape.values[scalars].shape, scalars))
         return scalars

@@ -107,6 +107,16 @@ class Transformer(nn.Module):
         Returns:
             ``(atoms,)``.
         """
+        features = self.last_features(species, conditions, links, vectors)
+        energies = torch.zeros_like(features[0][:, 0])
+        for read, part in zip(self.readouts, features, strict=True):
+            assert isinstance(read, nn.Sequential)
+            energies = energies + read[-1](part).squeeze(-1)
+        return energies
+
+    def last_features(self, species: torch.Tensor, conditions: torch.Tensor, links: Slots | EdgeList, vectors: torch.Tensor,
+                      ) -> list[torch.Tensor]:
+        """What the last linear map of each read-out reads, ``(atoms, n)`` each; arguments as of `forward`."""
         distances = vectors.square().sum(-1).sqrt()
         radial = self.radial(distances)
         harmonics = self.harmonics(vectors / distances.unsqueeze(-1))
@@ -114,12 +124,13 @@ class Transformer(nn.Module):
         features = self.embedding.index_select(0, species).unsqueeze(0)
         for name, table in self.conditions.items():
             features = features + table.index_select(0, conditions[:, NAMES.index(name)])
-        energies = torch.zeros_like(features[0, :, 0])
+        found = []
         for t, (layer, read) in enumerate(zip(self.layers, self.readouts, strict=True)):
             features = layer(features, species, edges)
             scalars = features[:1]
             if self.level_weights is not None:
                 level = conditions[:, NAMES.index("level")]
                 scalars = add_weighted(torch.zeros_like(scalars), scalars, self.level_weights, level, t)
-            energies = energies + read(scalars[0]).squeeze(-1)
-        return energies
+            assert isinstance(read, nn.Sequential)
+            found.append(read[:-1](scalars[0]))
+        return found
