@@ -27,6 +27,7 @@ class TrainingConfig(Config):
         "default: half a cosine over the whole")
     optimizer: Literal["muon", "amsgrad"] = "muon"
     weight_decay: float = Field(0.03, ge=0, description="of the matrices that Muon moves, in units of the learning rate")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability of a channel to be left out of a step")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the running mean of the weights, which is the result")
     clip: float = Field(3.0, gt=1, description="largest norm of the gradient, in units of its running mean")
     energy_weight: float = Field(0.1, ge=0, description="of the squared energy error per atom count")

@@ -17,11 +17,13 @@ import torch
 from sapis.core.errors import FileError, TrainingError
 from sapis.core.files import hash_json, replacing
 from sapis.core.progress import progress_bar
+from sapis.core.seeds import derive_seed
 from sapis.data.batch import Batch, collate
 from sapis.data.loader import Loader
 from sapis.data.system import System, hash_systems
 from sapis.model.backend import backend_of
 from sapis.model.cost import counted_flops
+from sapis.model.dropout import channel_factors
 from sapis.model.potential import TransformerPotential
 from sapis.potential.bundle import hash_tensors, read_tensors, write_tensors
 from sapis.training.config import TrainingConfig
@@ -175,9 +177,10 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group["rate_factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        energies, forces, virials = self.potential(batch, create_graph=True)
-        value = loss(batch, energies, forces, virials, config, self.potential.scale)
-        value.backward(inputs=self.weights)
+        with _Dropped(self.potential, self.parameters, config, state.step):
+            energies, forces, virials = self.potential(batch, create_graph=True)
+            value = loss(batch, energies, forces, virials, config, self.potential.scale)
+            value.backward(inputs=self.weights)
         norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in self.weights if weight.grad is not None]))
         if not math.isfinite(norm):
             raise TrainingError(
@@ -291,6 +294,27 @@ class Training:
             self.board.close()
         if self.progress.history:
             self.potential.load_state_dict(read_checkpoint(self.folder / BEST)[0])
+
+
+class _Dropped:
+    """Leave channels out inside a ``with`` block; at its end gradients are those by the whole weights."""
+
+    def __init__(self, potential: TransformerPotential, parameters: dict[str, torch.Tensor], config: TrainingConfig, step: int,
+                 ) -> None:
+        factors = channel_factors(potential, config.dropout, derive_seed(config.seed, "dropout", step)) if config.dropout else {}
+        self.changed = [(parameters[name], factor, parameters[name].detach().clone()) for name, factor in factors.items()]
+
+    @torch.no_grad()
+    def __enter__(self) -> None:
+        for weight, factor, _ in self.changed:
+            weight.mul_(factor)
+
+    @torch.no_grad()
+    def __exit__(self, *_: object) -> None:
+        for weight, factor, whole in self.changed:
+            weight.copy_(whole)
+            if weight.grad is not None:
+                weight.grad.mul_(factor)
 
 
 class _Weights:

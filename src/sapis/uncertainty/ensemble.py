@@ -1,4 +1,8 @@
-"""`Ensemble`: several models of one kind, trained from different weights, whose disagreement is the uncertainty."""
+"""`Ensemble`: several models of one kind, whose disagreement is the uncertainty.
+
+They were trained from different weights (a deep ensemble), or are one model that was trained with channels left out at random, each
+without some of them (Monte Carlo dropout; Gal and Ghahramani, ICML 2016).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from typing import Any
 from torch import nn
 
 from sapis.core.errors import ModelError
+from sapis.core.seeds import derive_seed
 from sapis.data.conditions import Conditions
 from sapis.data.system import System
+from sapis.model.dropout import dropped
 from sapis.model.potential import TransformerPotential
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
@@ -41,6 +47,16 @@ class Ensemble(nn.Module):
                                      where=f"member {number} of the ensemble", todo="train all on the same data with one recipe")
         self.members = nn.ModuleList(members)
         self.calibrations = dict(calibrations or {})
+
+    @classmethod
+    def by_dropout(cls, potential: TransformerPotential, rate: float, members: int, seed: int = 0) -> Ensemble:
+        """Copies of ``potential`` without some of its channels, which are the same ones for good: along a trajectory each member
+        conserves its energy.
+
+        Args:
+            potential: trained with the same ``rate``.
+        """
+        return cls([dropped(potential, rate, derive_seed(seed, "member", number)) for number in range(members)])
 
     def __iter__(self) -> Any:
         return iter(self.members)
