@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chi, norm
+from scipy.stats import t as student
 
 from sapis.api import load, save
 from sapis.core.errors import DataError, ModelError
+from sapis.core.seeds import derive_seed
 from sapis.data.system import System
+from sapis.model.backend import backend
 from sapis.model.config import dial
+from sapis.model.dropout import channel_factors, dropped
 from sapis.model.last_layer import LastLayer
 from sapis.model.potential import TransformerPotential
 from sapis.potential.calibration import LEVELS, Calibration
 from sapis.potential.posterior import Posterior
 from sapis.so3.rotations import random_rotation
+from sapis.training.config import TrainingConfig
+from sapis.training.loop import Training, _Dropped
+from sapis.training.loss import loss
 from sapis.uncertainty.assess import assess, calibrate
+from sapis.uncertainty.distance import Distance
 from sapis.uncertainty.ensemble import Ensemble
-from sapis.uncertainty.last_layer import Distance, Laplace, OneModel, Rows, Shallow
+from sapis.uncertainty.evidential import Evidential, evidential_loss, variance
+from sapis.uncertainty.last_layer import Laplace, Rows, Shallow
+from sapis.uncertainty.one_model import OneModel
 from sapis.uncertainty.scores import auroc, auroc_shifted, crps, scores
 
 N = 20_000
@@ -204,7 +215,7 @@ def test_labels_are_a_linear_problem_in_the_last_weights(members: list[Transform
     torch.testing.assert_close(change.flatten(), 1e-3 * rows.force[:, 3], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [Laplace, Shallow, Distance])
+@pytest.mark.parametrize("kind", [Laplace, Shallow, Distance, Evidential])
 def test_one_model_knows_its_doubt_and_keeps_it_in_its_file(
         members: list[TransformerPotential], tmp_path: Path, kind: type[OneModel]) -> None:
     systems = labelled_by(members[0])
@@ -217,7 +228,8 @@ def test_one_model_knows_its_doubt_and_keeps_it_in_its_file(
     for one, two in zip(known, other, strict=True):
         assert one.energy_variance == pytest.approx(two.energy_variance, rel=1e-9)
         np.testing.assert_allclose(one.force_covariance, two.force_covariance, rtol=1e-9)
-    assert known[1].energy_std > 2 * known[0].energy_std and (known[1].force_std > known[0].force_std).all()
+    if kind is not Evidential:  # which knows the errors of frames like its own, and nothing of others
+        assert known[1].energy_std > 2 * known[0].energy_std and (known[1].force_std > known[0].force_std).all()
     if kind is not Shallow:
         assert known[0].mean.energy == pytest.approx(members[0].predict(systems[:1])[0].energy, abs=1e-9)
         np.testing.assert_allclose(known[0].mean.forces, members[0].predict(systems[:1])[0].forces, atol=1e-11)
@@ -230,3 +242,56 @@ def test_one_model_knows_its_doubt_and_keeps_it_in_its_file(
     assert again.single.config == members[0].config
     double = again.potential.with_precision("float64")
     assert double.precision == "float64" and double.predict([far])[0].energy == pytest.approx(known[1].mean.energy)
+
+
+def test_the_evidential_loss_is_the_likelihood_of_students_distribution() -> None:
+    evidence = torch.tensor([[1.3], [2.4], [0.7]], dtype=torch.float64)
+    grid = torch.linspace(-400, 400, 800_001, dtype=torch.float64)
+    nu, alpha, beta = (float(value) for value in evidence)
+    expected = student(2 * alpha, scale=np.sqrt(beta * (1 + nu) / (nu * alpha)))
+    for error in (0.0, 0.4, -2.0):
+        own = float(evidential_loss(torch.tensor([error], dtype=torch.float64), evidence)) - 0.01 * abs(error) * (2 * nu + alpha)
+        assert own == pytest.approx(-expected.logpdf(error), rel=1e-9)
+    density = torch.from_numpy(expected.pdf(grid.numpy()))
+    assert float(variance(evidence)) == pytest.approx(float(torch.trapezoid(density * grid**2, grid)), rel=1e-2)
+
+
+def test_dropped_channels_make_nothing_and_gradients_are_those_of_the_whole_weights() -> None:
+    potential = TransformerPotential(dial(16, {"preset": "nano"}), elements=[1, 8], reference_energies=[0.0, 0.0], scale=1.0,
+                                     average_neighbors=2.0, precision="float64", seed=0)
+    factors = channel_factors(potential, 0.5, 3)
+    assert {name.split(".", 3)[3] for name in factors} == {"update.weight", "keep.weight", "gate.narrow.weight"}
+    other = dropped(potential, 0.5, 3)
+    layer, one = other.transformer.layers[0], factors["transformer.layers.0.gate.narrow.weight"][:, 0]
+    assert 0 < int((one == 0).sum()) < 16 and set(one.tolist()) == {0.0, 2.0}
+    seen: list[torch.Tensor] = []
+    layer.register_forward_hook(lambda *arguments: seen.append(arguments[2].detach()))
+    with backend("padded"):
+        other.predict([water()])
+    assert not seen[0][:, :, one == 0].any() and seen[0][:, :, one != 0].any()
+    assert dropped(potential, 0.0, 3).predict([water()])[0].energy == pytest.approx(potential.predict([water()])[0].energy)
+
+    systems = labelled_by(potential, 4)
+    config = TrainingConfig(epochs=1, batch_size=2, dropout=0.5, precision="float64", optimizer="amsgrad")
+    with TemporaryDirectory() as folder:
+        training = Training(potential, systems, [], config, Path(folder))
+        before = {name: value.detach().clone() for name, value in training.parameters.items()}
+        batch = training.loader.batch(np.arange(2))
+        with _Dropped(potential, training.parameters, config, 0):
+            loss(batch, *potential(batch, create_graph=True), config, potential.scale).backward()
+        assert all((training.parameters[name] == value).all() for name, value in before.items())
+        step = channel_factors(potential, 0.5, derive_seed(config.seed, "dropout", 0))
+        twin = dropped(potential, 0.5, derive_seed(config.seed, "dropout", 0))
+        loss(batch, *twin(batch, create_graph=True), config, potential.scale).backward()
+        for name, value in twin.named_parameters():
+            own = training.parameters[name].grad
+            if own is not None and value.grad is not None:
+                torch.testing.assert_close(own, value.grad * step.get(name, torch.ones(())), rtol=0, atol=1e-12)
+
+
+def test_members_by_dropout_are_potentials_of_their_own(members: list[TransformerPotential]) -> None:
+    ensemble = Ensemble.by_dropout(members[0], 0.3, 5, seed=1)
+    (found,) = ensemble.posterior([water()])
+    assert found.energies is not None and len(set(found.energies.tolist())) == 5 and found.energy_std > 0
+    (again,) = Ensemble.by_dropout(members[0], 0.3, 5, seed=1).posterior([water()])
+    assert (again.energies == found.energies).all()

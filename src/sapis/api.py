@@ -15,11 +15,15 @@ from sapis.model.potential import DTYPES, TransformerPotential
 from sapis.potential.bundle import Bundle, read_bundle, write_bundle
 from sapis.potential.calculator import SapisCalculator
 from sapis.potential.prediction import Prediction
+from sapis.uncertainty.distance import Distance
 from sapis.uncertainty.ensemble import Ensemble
-from sapis.uncertainty.last_layer import Distance, Laplace, OneModel, Shallow
+from sapis.uncertainty.evidential import Evidential
+from sapis.uncertainty.last_layer import Laplace, Shallow
+from sapis.uncertainty.one_model import OneModel
 
 ARCHITECTURES: dict[str, type[TransformerPotential] | type[Ensemble] | type[OneModel]] = {
-    "transformer": TransformerPotential, "ensemble": Ensemble, **{kind.name: kind for kind in (Laplace, Shallow, Distance)}}
+    "transformer": TransformerPotential, "ensemble": Ensemble,
+    **{kind.name: kind for kind in (Laplace, Shallow, Distance, Evidential)}}
 
 
 @dataclass(frozen=True)

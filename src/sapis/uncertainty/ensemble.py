@@ -1,7 +1,7 @@
 """`Ensemble`: several models of one kind, whose disagreement is the uncertainty.
 
-They were trained from different weights (a deep ensemble), or are one model that was trained with channels left out at random, each
-without some of them (Monte Carlo dropout; Gal and Ghahramani, ICML 2016).
+They were trained from different weights (a deep ensemble), or are one model that was trained with channels left out at random,
+each without some of them (Monte Carlo dropout; Gal and Ghahramani, ICML 2016).
 """
 
 from __future__ import annotations

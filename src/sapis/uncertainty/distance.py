@@ -1,0 +1,64 @@
+"""`Distance`: an atom whose features are unlike those of the training set is uncertain (Mahalanobis distance)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from sapis.data.system import System
+from sapis.model.last_layer import LastLayer
+from sapis.model.potential import Part, TransformerPotential
+from sapis.potential.calibration import Calibration
+from sapis.potential.posterior import Posterior
+from sapis.uncertainty.one_model import OneModel, atoms_of
+
+SHRINKAGE = 0.05  # of a covariance of features towards its mean variance
+
+
+class Distance(OneModel):
+    """How far the features of an atom are from those of its element in the training set.
+
+    Args:
+        means: of each element, ``(elements, features)`` float64.
+        precisions: inverse covariances, ``(elements, features, features)`` float64.
+    """
+
+    name = "distance"
+
+    def __init__(self, potential: TransformerPotential, means: torch.Tensor, precisions: torch.Tensor, *,
+                 calibrations: Mapping[str, Calibration] | None = None) -> None:
+        super().__init__(potential, calibrations)
+        self.register_buffer("means", means)
+        self.register_buffer("precisions", precisions)
+
+    @classmethod
+    def fitted(cls, potential: TransformerPotential, systems: Sequence[System]) -> Distance:
+        """Of the atoms of ``systems``, from the training set."""
+        features, species = [], []
+        for part in potential.batches(systems):
+            features.append(LastLayer(potential, part.batch).features.double())
+            species.append(part.batch.species)
+        everything, kinds = torch.cat(features), torch.cat(species)
+        means, precisions = [], []
+        for kind in range(len(potential.elements)):
+            own = everything[kinds == kind] if (kinds == kind).any() else everything
+            moved = own - own.mean(0)
+            covariance = moved.T @ moved / max(len(own) - 1, 1)
+            mean_variance = covariance.diagonal().mean().clamp_min(1e-30)
+            unit = torch.eye(len(covariance), dtype=torch.float64)
+            covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * mean_variance * unit
+            means.append(own.mean(0))
+            precisions.append(torch.linalg.inv(covariance))
+        return cls(potential, torch.stack(means), torch.stack(precisions))
+
+    def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
+        features, species = layer.features.double(), part.batch.species
+        squares = np.empty(len(species))
+        for kind in species.unique().tolist():
+            own = species == kind
+            moved = features[own] - self.get_buffer("means")[kind]
+            squares[own.numpy()] = ((moved @ self.get_buffer("precisions")[kind]) * moved).mean(1).numpy()
+        return [Posterior(prediction, float(squares[rows].sum()), squares[rows, None, None] * np.eye(3))
+                for prediction, rows in zip(self._mean(part, layer, layer.weights), atoms_of(part), strict=True)]

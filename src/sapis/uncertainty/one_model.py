@@ -1,0 +1,107 @@
+"""`OneModel`: a potential that makes its uncertainty from one trained model, by what its last linear maps read.
+
+Nothing below these is touched, so all of it is made after a training, from its frames, and costs little beside an evaluation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from sapis.data.conditions import Conditions
+from sapis.data.system import System
+from sapis.model.last_layer import LastLayer
+from sapis.model.potential import Part, TransformerPotential
+from sapis.potential.calibration import Calibration
+from sapis.potential.posterior import Posterior
+from sapis.potential.prediction import Prediction
+
+
+class OneModel(nn.Module, ABC):
+    """A potential that makes its uncertainty from one model.
+
+    Args:
+        potential: the trained model.
+        calibrations: of ``energy`` and ``forces``.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, potential: TransformerPotential, calibrations: Mapping[str, Calibration] | None = None) -> None:
+        super().__init__()
+        self.potential, self.calibrations = potential, dict(calibrations or {})
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers, ascending."""
+        return self.potential.elements
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.potential.cutoff
+
+    @property
+    def precision(self) -> str:
+        """``float32`` or ``float64``."""
+        return self.potential.precision
+
+    @property
+    def conditions(self) -> Conditions:
+        """Charges, multiplicities and levels of theory that it knows."""
+        return self.potential.conditions
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights of the model."""
+        return self.potential.n_parameters
+
+    def predict(self, systems: Sequence[System]) -> list[Prediction]:
+        """Means; raises what `TransformerPotential.predict` raises."""
+        return [found.mean for found in self.posterior(systems)]
+
+    def posterior(self, systems: Sequence[System]) -> list[Posterior]:
+        """Means and calibrated deviations; raises what `TransformerPotential.predict` raises."""
+        result = []
+        for part in self.potential.batches(systems):
+            found = self._posteriors(part, LastLayer(self.potential, part.batch))
+            result += [each.calibrated(self.calibrations, system.numbers)
+                       for system, each in zip(part.systems, found, strict=True)]
+        return result
+
+    @abstractmethod
+    def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
+        """Of a batch, not calibrated."""
+
+    def _mean(self, part: Part, layer: LastLayer, weights: torch.Tensor) -> list[Prediction]:
+        """What the model says with ``weights`` as its last ones."""
+        return self.potential.predictions(part, layer.energies(weights), *layer.forces(weights))
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but weights and tables, as JSON values."""
+        return {"potential": self.potential.settings(), "calibrations": {
+            name: found.to_json() for name, found in self.calibrations.items()}, "shapes": {
+            name: list(table.shape) for name, table in self.named_buffers() if "." not in name}}
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> OneModel:
+        """The inverse of `settings`; weights and tables are to be loaded."""
+        tables = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in settings["shapes"].items()}
+        return cls(TransformerPotential.from_settings(settings["potential"]), calibrations={
+            name: Calibration.from_json(found) for name, found in settings["calibrations"].items()}, **tables)
+
+    def with_precision(self, precision: str) -> OneModel:
+        """A copy that computes in ``precision``; its tables are float64 always."""
+        tables = {name: table for name, table in self.named_buffers() if "." not in name}
+        return type(self)(self.potential.with_precision(precision), calibrations=self.calibrations, **tables)
+
+
+def atoms_of(part: Part) -> list[slice]:
+    """The atoms of each system of a batch."""
+    ends = np.cumsum([len(system) for system in part.systems])
+    return [slice(int(end) - len(system), int(end)) for system, end in zip(part.systems, ends, strict=True)]
