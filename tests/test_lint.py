@@ -291,3 +291,10 @@ def test_stresses_are_the_strain_derivative() -> None:
     for factor in (-1.0, 1602 / 10, systems[0].volume):
         findings = lint(with_all(systems, lambda x, f=factor: replace(x, stress=x.stress * f)))
         assert "stress-gradient" in {finding.rule for finding in findings if finding.severity == "error"}
+
+
+def test_valence_energies_in_eV_of_many_compositions_are_no_hartree() -> None:
+    """GFN2-xTB: their median over small molecules of fourteen elements is that of all electrons in hartree, by chance."""
+    sample = Path(__file__).parents[1] / "docs" / "data" / "organic-gfn2-v1" / "sample.extxyz.gz"
+    systems = [system for system in read_systems(sample) if len(system) < 21]
+    assert "energy-unit" not in {finding.rule for finding in lint(systems)}
