@@ -12,9 +12,12 @@ import torch
 from scipy.stats import chi, norm
 from scipy.stats import t as student
 
+from command import sapis
 from sapis.api import load, save
 from sapis.core.errors import DataError, ModelError
 from sapis.core.seeds import derive_seed
+from sapis.data.formats import read_systems
+from sapis.data.formats.xyz import write_systems
 from sapis.data.system import System
 from sapis.model.backend import backend
 from sapis.model.config import dial
@@ -22,7 +25,7 @@ from sapis.model.dropout import channel_factors, dropped
 from sapis.model.last_layer import LastLayer
 from sapis.model.potential import TransformerPotential
 from sapis.potential.calibration import LEVELS, Calibration
-from sapis.potential.posterior import Posterior
+from sapis.potential.posterior import Posterior, UncertainPotential
 from sapis.so3.rotations import random_rotation
 from sapis.training.config import TrainingConfig
 from sapis.training.loop import Training, _Dropped
@@ -36,6 +39,7 @@ from sapis.uncertainty.one_model import OneModel
 from sapis.uncertainty.scores import auroc, auroc_shifted, crps, scores
 
 N = 20_000
+SAMPLE = Path(__file__).parents[1] / "docs" / "data" / "organic-gfn2-v1" / "sample.extxyz.gz"
 
 
 def planted(d: int, seed: int = 0, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +109,7 @@ def test_calibration_finds_the_factor_of_each_group(d: int) -> None:
     again = Calibration.from_json(found.to_json())
     assert again == found
     with pytest.raises(DataError, match="hold out more"):
-        Calibration.of(errors[:5], stds[:5], d)
+        Calibration.of(errors[:4], stds[:4], d)
     with pytest.raises(DataError, match="a level among"):
         found.bounds(stds, 0.8, groups)
 
@@ -295,3 +299,27 @@ def test_members_by_dropout_are_potentials_of_their_own(members: list[Transforme
     assert found.energies is not None and len(set(found.energies.tolist())) == 5 and found.energy_std > 0
     (again,) = Ensemble.by_dropout(members[0], 0.3, 5, seed=1).posterior([water()])
     assert (again.energies == found.energies).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["distance", "ensemble", "dropout"])
+def test_a_training_with_uncertainty(tmp_path: Path, method: str) -> None:
+    systems = [system for system in read_systems(SAMPLE)
+               if set(system.numbers) <= {1, 6, 7, 8} and (system.charge, system.spin) == (0, 1)]
+    write_systems(tmp_path / "data.extxyz", systems[:-10])
+    write_systems(tmp_path / "test.extxyz", systems[-10:])
+    (tmp_path / "settings.yaml").write_text("model: {preset: nano, n_layers: 1}\n"
+                                            f"uncertainty: {{method: {method}, members: 2}}\n")
+    command = ("train", tmp_path / "data.extxyz", "--output", tmp_path / "out", "--config", tmp_path / "settings.yaml",
+               "--epochs", "1", "--n-validation", "10", "--test", tmp_path / "test.extxyz")
+    assert sapis(*command).code in (0, 1)
+    model = load(tmp_path / "out" / "model.sapis")
+    assert isinstance(model.potential, UncertainPotential) and model.card["uncertainty"]["method"] == method
+    assert model.card["test"]["test"]["uncertainty"]["forces"]["n"] == sum(len(system) for system in systems[-10:])
+    assert method in sapis("info", tmp_path / "out" / "model.sapis").text
+    before = (tmp_path / "out" / "model.sapis").read_bytes()
+    assert sapis(*command).text.count("done before") == 5 and (tmp_path / "out" / "model.sapis").read_bytes() == before
+    for single in ("grow", "info --cost"):
+        arguments = ["grow", tmp_path / "out" / "model.sapis", tmp_path / "larger.sapis", "--n-layers", "2"]
+        ending = sapis(*(arguments if single == "grow" else ["info", "--cost", tmp_path / "out" / "model.sapis"]))
+        assert (ending.code == 0) == (method == "distance"), ending.text

@@ -42,6 +42,8 @@ def _show(path: Path, is_json: bool) -> None:
         everything = {"architecture": bundle.architecture, "settings": settings, "units": UNITS, "card": card}
         typer.echo(json.dumps(everything, indent=1))
         return
+    # Of what knows its doubt, the settings of a model in it.
+    settings = settings.get("members", [settings.get("potential", settings)])[0]
     n_parameters = sum(tensor.numel() for tensor in bundle.weights.values())
     typer.echo(f"architecture     {bundle.architecture}, {n_parameters:,} parameters, {settings['precision']}")
     typer.echo(f"elements         {' '.join(chemical_symbols[z] for z in settings['elements'])}")
@@ -51,6 +53,8 @@ def _show(path: Path, is_json: bool) -> None:
     typer.echo(f"cutoff           {settings['config']['cutoff']} Å")
     typer.echo(f"units            {', '.join(f'{name} {unit}' for name, unit in UNITS.items())}")
     typer.echo(f"level of theory  {card.get('level_of_theory', 'not given')}")
+    if known := card.get("uncertainty"):
+        typer.echo(f"uncertainty      {known['method']}, calibrated on {known['calibrations']['forces']['n']:,} forces")
     for name, errors in card.get("test", {}).items():
         force, energy = errors.get("force_rmse_meV_A"), errors.get("energy_rmse_meV_atom")
         typer.echo(f"{name:16s} force RMSE {force if force is None else round(force, 2)} meV/Å, "

@@ -14,6 +14,7 @@ from sapis.model.config import ModelConfig
 from sapis.pipeline.auto_config import GrowthConfig
 from sapis.simulate.sampling import CandidatesConfig
 from sapis.training.config import TrainingConfig
+from sapis.uncertainty.config import UncertaintyConfig
 
 
 class SystemConfig(Config):
@@ -78,6 +79,7 @@ class Recipe(Config):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     auto: GrowthConfig | None = Field(None, description="decide while training how far the model grows; its budget is of FLOPs")
+    uncertainty: UncertaintyConfig = UncertaintyConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     workers: int | None = Field(None, ge=1, description="processes for labels; default: one a core")
     seed: int = Field(0, ge=0, lt=2**63)
@@ -86,6 +88,12 @@ class Recipe(Config):
     def _hot_is_hotter(self) -> Recipe:
         if self.hot_temperature_K is not None and self.hot_temperature_K <= max(self.temperatures_K):
             raise ValueError("hot_temperature_K above all of temperatures_K (it tests extrapolation)")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_uncertain(self) -> Recipe:
+        if self.auto and self.uncertainty.method in ("ensemble", "dropout"):
+            raise ValueError(f"another uncertainty than {self.uncertainty.method} for a model that grows: all its members would")
         return self
 
     @model_validator(mode="after")
@@ -143,6 +151,7 @@ budget:
 # model: {{n_channels: {model.n_channels}, l_max: {model.l_max}, n_layers: {model.n_layers}, cutoff: {model.cutoff}}}
 # training: {{batch_size: {training.batch_size}, learning_rate: {training.learning_rate}}}   # and, say, epochs: 60 to end sooner
 # auto: {{flops: 1e12, widths: [16, 32, 48]}}   # a model that grows as the data ask, in place of model.n_channels and cpu_seconds
+# uncertainty: {{method: distance}}    # or laplace, shallow, evidential, dropout, ensemble (with members: 4); default: none
 # dynamics: {{temperature_K: {dynamics.temperature_K}, nve_ps: {dynamics.nve_ps}}}
 seed: 0
 """

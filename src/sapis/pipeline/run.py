@@ -16,7 +16,9 @@ from sapis.core.records import read_record
 from sapis.core.seeds import derive_seed
 from sapis.core.version import __version__
 from sapis.data.formats import read_systems
+from sapis.data.reference import ReferenceEnergies
 from sapis.data.system import System
+from sapis.model.potential import TransformerPotential
 from sapis.pipeline import steps
 from sapis.pipeline.recipe import Recipe
 from sapis.pipeline.workspace import Workspace
@@ -85,9 +87,15 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
         "data", settings("split", "hot_temperature_K", "seed") | labelled.result["files"], names,
         lambda: steps.data(recipe, work.path("labels.extxyz"), work.folder),
     )
-    cpu_seconds = None if recipe.auto else recipe.budget.cpu_seconds
-    training = recipe.training.model_copy(update={"cpu_seconds": cpu_seconds, "seed": recipe.seed})
+    changes: dict[str, Any] = {"cpu_seconds": None if recipe.auto else recipe.budget.cpu_seconds, "seed": recipe.seed}
+    if recipe.uncertainty.method == "dropout":
+        changes["dropout"] = recipe.uncertainty.dropout
+    training = recipe.training.model_copy(update=changes)
     isolated = {int(z): value for z, value in labelled.result["isolated"].items()}
+
+    def begin(seed: int) -> tuple[TransformerPotential, dict[str, ReferenceEnergies]]:
+        train = steps.read_parts(work.folder)["train"]
+        return new_potential(train, isolated, recipe.model, precision=training.precision, seed=seed)
 
     def train() -> dict[str, Any]:
         parts, folder, target = steps.read_parts(work.folder), work.path("training"), work.path("training/model.sapis")
@@ -95,14 +103,18 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
                 "system": recipe.system.model_dump(mode="json", exclude={"file"})}
         if recipe.auto:
             return steps.grow(parts, isolated, recipe.auto, recipe.model, training, folder, target, card)
-        begun = new_potential(parts["train"], isolated, recipe.model, precision=training.precision, seed=training.seed)
-        return steps.train(parts, begun, training, folder, target, card)
+        return steps.train(parts, begin(training.seed), training, folder, target, card)
 
     trained = work.step("train", settings("model", "auto", "seed") | split.result["files"] | {"training": training.model_dump()},
                         ["training/model.sapis"], train)
-    model = work.path("training/model.sapis")
+    model, uses_model = work.path("training/model.sapis"), {"version": __version__} | trained.result["files"]
     parts = steps.read_parts(work.folder)
-    uses_model = {"version": __version__} | trained.result["files"]
+    if recipe.uncertainty.method != "none":
+        source, model = model, work.path("training/uncertain.sapis")
+        known = work.step("uncertainty", uses_model | settings("uncertainty", "seed"), ["training/uncertain.sapis"],
+                          lambda: steps.uncertainty(source, model, parts, recipe.uncertainty, training, work.path("training"),
+                                                    lambda seed: begin(seed)[0]))
+        uses_model = {"version": __version__} | known.result["files"]
     test = work.step("test", uses_model | split.result["files"], [], lambda: steps.test(model, parts))
     start = parts["train"][0].without_labels()
     md = work.step("md", uses_model | settings("dynamics", "seed"), [],
@@ -118,13 +130,14 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
     final = work.step("bundle", uses_model | card, ["model.sapis"],
                       lambda: steps.bundle(model, work.path("model.sapis"), card))
     usage = USAGE.format(example=work.path("test.extxyz"), model=work.path("model.sapis"))
-    work.step("report", {"title": recipe.title, "records": [asdict(read_record(work.record_path(name))) for name in STEPS]},
+    work.step("report", {"title": recipe.title, "records": [asdict(read_record(work.record_path(name))) for name in STEPS
+                                                              if name != "uncertainty" or recipe.uncertainty.method != "none"]},
               ["report.html"], lambda: {"path": str(report(work.folder, usage))})
     return Outcome(work.path("model.sapis"), work.path("report.html"), final.result["model_hash"],
                    checked.result["all_passed"], usage)
 
 
-STEPS = ("candidates", "labels", "data", "train", "test", "md", "checks", "bundle")
+STEPS = ("candidates", "labels", "data", "train", "uncertainty", "test", "md", "checks", "bundle")
 
 
 def report(folder: Path, usage: str = "") -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from sapis.api import Model, load, save
 from sapis.core.errors import DataError
 from sapis.core.files import hash_json
+from sapis.core.records import Stopwatch
 from sapis.core.seeds import derive_seed
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
@@ -32,6 +33,7 @@ from sapis.pipeline.auto_config import AutoConfig, GrowthConfig
 from sapis.pipeline.pool import Pool
 from sapis.pipeline.recipe import DynamicsConfig, Recipe
 from sapis.potential.bundle import hash_tensors
+from sapis.potential.posterior import UncertainPotential
 from sapis.potential.prediction import Potential
 from sapis.simulate.candidates import make_candidates
 from sapis.simulate.md import order_test, run_nve, run_nvt
@@ -41,6 +43,9 @@ from sapis.testing.laws import Check, check_potential
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import by_symbol
 from sapis.training.loop import Training
+from sapis.uncertainty.assess import assess
+from sapis.uncertainty.config import UncertaintyConfig
+from sapis.uncertainty.make import uncertain
 
 PARTS = ("train", "validation", "test", "hot")
 MIN_FRAMES = 10
@@ -173,11 +178,47 @@ def _trained(parts: Mapping[str, Sequence[System]], run: Training, references: M
     return result
 
 
+def uncertainty(source: Path, target: Path, parts: Mapping[str, Sequence[System]], config: UncertaintyConfig,
+                training: TrainingConfig, folder: Path, begin: Callable[[int], TransformerPotential]) -> dict[str, Any]:
+    """The trained model with an uncertainty that is calibrated on the validation frames.
+
+    Args:
+        training: of the model, and of the members of an ensemble, each with a seed of its own, in ``folder``.
+        begin: an untrained potential from a seed.
+    """
+    model, watch = load(source), Stopwatch()
+    spent = {"cpu_seconds": 0.0, "flops": 0.0}
+
+    def another(number: int) -> TransformerPotential:
+        seed = derive_seed(training.seed, "member", number)
+        run = Training(begin(seed), parts["train"], parts["validation"], training.model_copy(update={"seed": seed}),
+                       folder / f"member-{number}")
+        progress = run.run()
+        spent["cpu_seconds"] += progress.cpu_seconds
+        spent["flops"] += progress.flops
+        return run.potential
+
+    found = uncertain(model.single, config, parts["train"], parts["validation"], another=another, seed=training.seed)
+    calibrations = {name: each.to_json() for name, each in found.calibrations.items()}
+    save(target, found, {**model.card, "uncertainty": {**config.model_dump(mode="json"), "calibrations": calibrations}})
+    return {"method": config.method, "calibrations": calibrations,
+            "cost": {"cpu_seconds": spent["cpu_seconds"] or watch.cost()["cpu_seconds"], "flops": spent["flops"]}}
+
+
 def test(model: Path, parts: dict[str, list[System]]) -> dict[str, Any]:
     """Errors on the held-out frames and on the hotter ones."""
+    return {"sets": errors(model, {("ood" if name == "hot" else name): parts[name]
+                                   for name in ("test", "hot") if parts.get(name)})}
+
+
+def errors(model: Path, sets: Mapping[str, Sequence[System]]) -> dict[str, Any]:
+    """Errors on each of ``sets``, and how well the model knew them, if it has an uncertainty."""
     potential = load(model).potential
-    return {"sets": {("ood" if name == "hot" else name): evaluate(potential, parts[name])
-                     for name in ("test", "hot") if parts.get(name)}}
+    found = {name: evaluate(potential, systems) for name, systems in sets.items()}
+    if isinstance(potential, UncertainPotential):
+        for name, systems in sets.items():
+            found[name]["uncertainty"] = assess(potential.posterior(systems), systems)
+    return found
 
 
 def dynamics(model: Path, start: System, config: DynamicsConfig, seed: int) -> dict[str, Any]:

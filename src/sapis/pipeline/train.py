@@ -19,16 +19,17 @@ from sapis.data.conditions import Conditions
 from sapis.data.formats import LabelKeys, read_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.lint.sample import sample_of
-from sapis.data.reference import isolated_by_level
+from sapis.data.reference import ReferenceEnergies, isolated_by_level
 from sapis.data.splits import group_split, random_split
 from sapis.data.store import Selection, Store, is_store
 from sapis.data.system import System, chemical_symbols, hash_systems
-from sapis.evaluate.errors import evaluate
 from sapis.model.config import ModelConfig
+from sapis.model.potential import TransformerPotential
 from sapis.pipeline import steps
 from sapis.pipeline.workspace import Workspace
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import at_new_level, known_potential, new_potential
+from sapis.uncertainty.config import UncertaintyConfig
 
 
 class TrainRequest(Config):
@@ -36,6 +37,7 @@ class TrainRequest(Config):
 
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    uncertainty: UncertaintyConfig = UncertaintyConfig()
     level_of_theory: str = "not given"
 
 
@@ -79,6 +81,8 @@ def train_files(
         raise ConfigError(expected="--start MODEL with --to-level", received="no model", where=f"--to-level {to_level}",
                           todo="name the model to go on from; a new one takes its level of theory from the settings")
     settings = request.training
+    if request.uncertainty.method == "dropout":
+        settings = settings.model_copy(update={"dropout": request.uncertainty.dropout})
     needed = [name for name, weight in (("energy", settings.energy_weight), ("forces", settings.force_weight)) if weight]
     train: Sequence[System] = Store(data) if is_store(data) else read_systems(data, keys=keys, require=needed)
     if validation is not None:
@@ -116,19 +120,31 @@ def train_files(
     named = ", ".join(begun[0].conditions.levels if begun else Conditions.of(train).levels)
     level = named or (previous.card.get("level_of_theory", "not given") if previous else request.level_of_theory)
 
+    def begin(seed: int) -> tuple[TransformerPotential, dict[str, ReferenceEnergies]]:
+        if previous:
+            return _begun(previous, train, to_level, settings.precision)
+        return new_potential(train, atoms, request.model, precision=settings.precision, seed=seed)
+
     def run_training() -> dict[str, Any]:
-        new = begun or new_potential(train, atoms, request.model, precision=settings.precision, seed=settings.seed)
+        new = begun or begin(settings.seed)
         return steps.train(parts, new, settings, work.path("training"), work.path("training/model.sapis"),
                            {"level_of_theory": level} | origin)
 
+    asked = request.model_copy(update={"training": settings}).model_dump(exclude={"uncertainty"})
     with work.locked():
         trained = work.step(
-            "train", {"version": __version__, "request": request.model_dump(), "isolated": isolated_record,
+            "train", {"version": __version__, "request": asked, "isolated": isolated_record,
                       "train": hashes["train"], "validation": hashes["validation"]} | origin, ["training/model.sapis"],
             run_training)
-        model = work.path("training/model.sapis")
-        uses_model = {"version": __version__} | trained.result["files"]
-        test = work.step("test", uses_model | hashes, [], lambda: {"sets": _errors(model, {"validation": held} | test_sets)})
+        model, uses_model = work.path("training/model.sapis"), {"version": __version__} | trained.result["files"]
+        if request.uncertainty.method != "none":
+            source, model = model, work.path("training/uncertain.sapis")
+            known = work.step(
+                "uncertainty", uses_model | {"uncertainty": request.uncertainty.model_dump()}, ["training/uncertain.sapis"],
+                lambda: steps.uncertainty(source, model, parts, request.uncertainty, settings, work.path("training"),
+                                          lambda seed: begin(seed)[0]))
+            uses_model = {"version": __version__} | known.result["files"]
+        test = work.step("test", uses_model | hashes, [], lambda: {"sets": steps.errors(model, {"validation": held} | test_sets)})
         checked = work.step("checks", uses_model, [], lambda: steps.checks(model, _smallest(train)))
         card = {"test": {name: {key: value for key, value in found.items() if key != "parity"}
                          for name, found in test.result["sets"].items()}, "checks": checked.result["checks"],
@@ -186,11 +202,6 @@ def _names(tests: Sequence[Path]) -> dict[str, Path]:
                               where=f"--test {path}", todo="rename or link this file")
         named[name] = path
     return named
-
-
-def _errors(model: Path, sets: Mapping[str, Sequence[System]]) -> dict[str, Any]:
-    potential = load(model).potential
-    return {name: evaluate(potential, systems) for name, systems in sets.items()}
 
 
 def _smallest(systems: Sequence[System]) -> list[System]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from sapis.core.errors import DataError
 
+MIN_ERRORS = 5  # to calibrate on
 MIN_OF_GROUP = 30  # errors; groups with fewer share one factor
 LEVELS = (0.5, 0.9, 0.95)
 TINY = 1e-12
@@ -44,8 +45,8 @@ class Calibration:
             DataError: too few errors.
         """
         errors, stds = np.asarray(errors, dtype=float), np.asarray(stds, dtype=float)
-        if len(errors) < MIN_OF_GROUP:
-            raise DataError(expected=f"at least {MIN_OF_GROUP} errors to calibrate on", received=str(len(errors)),
+        if len(errors) < MIN_ERRORS:
+            raise DataError(expected=f"at least {MIN_ERRORS} errors to calibrate on", received=str(len(errors)),
                             where="calibration", todo="hold out more frames")
         squares = errors**2 / (d * np.maximum(stds, TINY) ** 2)
         factors: dict[int | None, float] = {None: float(np.sqrt(squares.mean()))}

@@ -1,0 +1,20 @@
+"""Settings of uncertainty."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sapis.core.config import Config
+
+Method = Literal["none", "distance", "laplace", "shallow", "evidential", "dropout", "ensemble"]
+
+
+class UncertaintyConfig(Config):
+    """How a model knows its doubt."""
+
+    method: Method = Field("none", description="distance, laplace, shallow and evidential are made from one model in a minute, "
+                           "dropout is trained for, each member of an ensemble is trained as long as the model")
+    members: int = Field(4, ge=2, description="of an ensemble, of dropout or of a shallow ensemble")
+    dropout: float = Field(0.1, gt=0, lt=1, description="probability of a channel to be left out, with method dropout")
