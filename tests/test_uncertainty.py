@@ -9,12 +9,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from scipy.stats import chi, norm
 from scipy.stats import t as student
 
 from command import sapis
 from sapis.api import load, save
-from sapis.core.errors import DataError, ModelError
+from sapis.core.errors import DataError, ModelError, SimulationError
 from sapis.core.seeds import derive_seed
 from sapis.data.formats import read_systems
 from sapis.data.formats.xyz import write_systems
@@ -26,6 +27,7 @@ from sapis.model.last_layer import LastLayer
 from sapis.model.potential import TransformerPotential
 from sapis.potential.calibration import LEVELS, Calibration
 from sapis.potential.posterior import Posterior, UncertainPotential
+from sapis.simulate.md import run_nve
 from sapis.so3.rotations import random_rotation
 from sapis.training.config import TrainingConfig
 from sapis.training.loop import Training, _Dropped
@@ -323,3 +325,46 @@ def test_a_training_with_uncertainty(tmp_path: Path, method: str) -> None:
         arguments = ["grow", tmp_path / "out" / "model.sapis", tmp_path / "larger.sapis", "--n-layers", "2"]
         ending = sapis(*(arguments if single == "grow" else ["info", "--cost", tmp_path / "out" / "model.sapis"]))
         assert (ending.code == 0) == (method == "distance"), ending.text
+
+
+def test_dynamics_stop_where_a_force_is_too_uncertain(members: list[TransformerPotential], tmp_path: Path) -> None:
+    systems = labelled_by(members[0])
+    known = Distance.fitted(members[0], systems)
+    known.calibrations = calibrate(known.posterior(systems), systems)
+    save(tmp_path / "model.sapis", known, {})
+    usual = max(float(found.force_std.max()) for found in known.posterior(systems))
+    broken = replace(water(), positions=water().positions + np.array([[0, 0, 0], [1.2, 0, 0], [0, 0, 0]]))
+    write_systems(tmp_path / "start.extxyz", [water()])
+    write_systems(tmp_path / "broken.extxyz", [broken])
+    command = ("--time-ps", "0.02", "--temperature-K", "10", "--stopped", tmp_path / "stopped.extxyz")
+    ending = sapis("md", tmp_path / "model.sapis", tmp_path / "broken.extxyz", *command, "--stop-above", str(2 * usual))
+    assert ending.code == 3 and "uncertain: the force on" in ending.text
+    (frame,) = read_systems(tmp_path / "stopped.extxyz")
+    np.testing.assert_allclose(frame.positions, broken.positions, atol=1e-6)
+    assert str(frame.tags["reason"]).startswith("uncertain")
+    assert sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *command, "--stop-above", "1e9").code == 0
+
+    atoms = water().to_atoms()
+    atoms.calc = load(tmp_path / "model.sapis").calculator()
+    calm = run_nve(atoms, temperature_K=3000.0, timestep_fs=0.5, time_ps=0.05, seed=0)
+    assert calm.final is not None
+    seen: list[float] = []
+    limit = 1.5 * float(known.posterior([water()])[0].force_std.max())
+    stop = run_nve(watched(atoms, seen), temperature_K=3000.0, timestep_fs=0.5, time_ps=0.05, seed=0, max_uncertainty_eV_A=limit)
+    assert stop.reason.startswith("uncertain") and seen[-1] > limit and max(seen[:-1]) <= limit  # at once
+    save(tmp_path / "plain.sapis", members[0], {})
+    atoms.calc = load(tmp_path / "plain.sapis").calculator()
+    with pytest.raises(SimulationError, match="how uncertain"):
+        run_nve(atoms, temperature_K=300.0, timestep_fs=0.5, time_ps=0.01, seed=0, max_uncertainty_eV_A=0.1)
+
+
+def watched(atoms: Atoms, seen: list[float]) -> Atoms:
+    """``atoms`` whose calculator notes the largest uncertainty of each calculation."""
+    calculator, original = atoms.calc, atoms.calc.calculate
+
+    def calculate(*arguments: object, **settings: object) -> None:
+        original(*arguments, **settings)
+        seen.append(float(calculator.results["forces_uncertainty"].max()))
+
+    calculator.calculate = calculate
+    return atoms

@@ -20,17 +20,22 @@ def md(
     precision: Annotated[str, typer.Option(help="float32 or float64")] = "float64",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     order: Annotated[bool, typer.Option(help="Also test that the energy error falls as the square of the timestep.")] = False,
+    stop_above: Annotated[float | None, typer.Option(
+        min=0, help="Stop where the force on an atom is more uncertain than this, eV/Å (exit code 3).")] = None,
+    stopped: Annotated[Path, typer.Option(help="Where the structure goes at which it stopped.")] = Path("stopped.extxyz"),
     level: Level = "",
     output: Annotated[Path | None, typer.Option(help="Write the record as JSON here.")] = None,
 ) -> None:
     """NVE (drift, fluctuation) or NVT (temperature, stability) dynamics."""
+    from dataclasses import replace
+
     from sapis.api import load
     from sapis.core.errors import ConfigError
     from sapis.core.files import refuse_inputs, write_json
-    from sapis.data.formats import read_systems
-    from sapis.simulate.md import order_test, run_nve, run_nvt
+    from sapis.data.formats import read_systems, write_systems
+    from sapis.simulate.md import UNCERTAIN, order_test, run_nve, run_nvt
 
-    refuse_inputs({"--output": output}, [model, structure])
+    refuse_inputs({"--output": output, "--stopped": stopped if stop_above is not None else None}, [model, structure])
     if ensemble not in ("nve", "nvt"):
         raise ConfigError(expected="nve or nvt", received=ensemble, where="--ensemble", todo="give one of them")
     (system,) = at_level(read_systems(structure)[:1], level)
@@ -38,7 +43,9 @@ def md(
     atoms = system.to_atoms()
     atoms.calc = calculator
     kind = run_nve if ensemble == "nve" else run_nvt
-    record = kind(atoms, temperature_K=temperature_K, timestep_fs=timestep_fs, time_ps=time_ps, seed=seed).to_record()
+    trace = kind(atoms, temperature_K=temperature_K, timestep_fs=timestep_fs, time_ps=time_ps, seed=seed,
+                 max_uncertainty_eV_A=stop_above)
+    record = trace.to_record()
     if order:
         start = system.to_atoms()
         start.calc = calculator
@@ -48,3 +55,9 @@ def md(
             typer.echo(f"{name}: {value}")
     if output:
         write_json(output, record)
+    if trace.reason.startswith(UNCERTAIN):
+        assert trace.final is not None
+        where = replace(system.without_labels(), positions=trace.final.positions)
+        write_systems(stopped, [where.with_tags(reason=trace.reason)])
+        typer.echo(f"stopped, {trace.reason}; the structure is in {stopped}")
+        raise typer.Exit(3)

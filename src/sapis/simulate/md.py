@@ -27,6 +27,7 @@ MAX_BOND_CHANGE = 0.5  # Å; the stability criterion of Fu et al., "Forces are n
 BOND_FACTOR = 1.2  # a bond is shorter than this times the sum of the covalent radii
 EXPLOSION_FACTOR = 10.0
 N_BLOCKS = 10
+UNCERTAIN = "uncertain"  # how the reason begins of a run that was ended for that
 MAX_TRACE = 500  # points of a trace that go into a record
 NONMETALS = frozenset({1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 52, 53})
 
@@ -45,6 +46,7 @@ class NveTrace:
         centre_drift_A: how far the centre of mass has moved, ``(samples,)``; 0 if forces sum to 0.
         is_stable: False if the run ended early.
         reason: why it ended early, else empty.
+        final: where it ended.
     """
 
     temperature_K: float
@@ -56,6 +58,7 @@ class NveTrace:
     centre_drift_A: np.ndarray
     is_stable: bool
     reason: str
+    final: Atoms | None = None
 
     def to_record(self) -> dict[str, Any]:
         """JSON values; figures that an unstable run cannot give are None, the trace is thinned."""
@@ -102,6 +105,7 @@ class NvtTrace:
         kinetic_K: ``(samples,)``.
         is_stable: False if the run ended early or its mean temperature is wrong.
         reason: why, else empty.
+        final: where it ended.
     """
 
     target_K: float
@@ -111,6 +115,7 @@ class NvtTrace:
     kinetic_K: np.ndarray
     is_stable: bool
     reason: str
+    final: Atoms | None = None
 
     def to_record(self) -> dict[str, Any]:
         """JSON values; ``time_ps`` is the time for which the run was stable."""
@@ -125,7 +130,7 @@ class NvtTrace:
 
 def run_nve(
     atoms: Atoms, *, temperature_K: float, timestep_fs: float, time_ps: float, seed: int,
-    sample_every_fs: float = 1.0,
+    sample_every_fs: float = 1.0, max_uncertainty_eV_A: float | None = None,
 ) -> NveTrace:
     """Velocity Verlet from Maxwell-Boltzmann velocities.
 
@@ -135,9 +140,11 @@ def run_nve(
     Args:
         seed: of the velocities; runs with one seed and different timesteps start alike.
         sample_every_fs: rounded to whole timesteps.
+        max_uncertainty_eV_A: end the run at the first step at which the force on some atom is more uncertain than this.
 
     Raises:
-        SimulationError: no calculator, or a temperature, timestep or time that is not positive.
+        SimulationError: no calculator, or a temperature, timestep or time that is not positive; a limit of uncertainty with a
+            calculator that has none.
     """
     from ase.md.verlet import VelocityVerlet
 
@@ -152,13 +159,13 @@ def run_nve(
 
     dynamics = VelocityVerlet(moving, timestep=timestep_fs * units.fs)
     stride = max(1, round(sample_every_fs / timestep_fs))
-    watch = _Watch(moving, temperature_K, n_degrees)
+    watch = _Watch(moving, temperature_K, n_degrees, max_uncertainty_eV_A)
     n_steps = round(time_ps * 1000 / timestep_fs)
     samples, reason = _integrated(dynamics, n_steps, stride, sample, watch, f"NVE {timestep_fs:g} fs")
     times_ps = np.arange(len(samples)) * stride * timestep_fs / 1000
     energy, kelvin, centre = samples.T
     return NveTrace(
-        temperature_K, timestep_fs, len(moving), times_ps, energy, kelvin, centre, not reason, reason
+        temperature_K, timestep_fs, len(moving), times_ps, energy, kelvin, centre, not reason, reason, moving
     )
 
 
@@ -222,9 +229,10 @@ def order_test(
 
 def run_nvt(
     atoms: Atoms, *, temperature_K: float, time_ps: float, timestep_fs: float = 0.5,
-    friction_per_fs: float = 0.01, seed: int, sample_every_fs: float = 10.0,
+    friction_per_fs: float = 0.01, seed: int, sample_every_fs: float = 10.0, max_uncertainty_eV_A: float | None = None,
 ) -> NvtTrace:
-    """Langevin dynamics; unstable if a bond breaks, it explodes, or it does not hold the temperature.
+    """Langevin dynamics; unstable if a bond breaks, it explodes, it does not hold the temperature, or, if
+    ``max_uncertainty_eV_A`` is given, the force on some atom is more uncertain than this.
 
     The mean temperature leaves out the first 20 % or 5/friction, whichever is longer, but at most half. It is
     wrong if it differs from the target by more than 5 % plus four standard errors. The standard error is that
@@ -232,7 +240,8 @@ def run_nvt(
     time 1/friction, so error^2 = T^2 (2/f) 2 / (friction time).
 
     Raises:
-        SimulationError: no calculator, or a temperature, timestep, friction or time that is not positive.
+        SimulationError: no calculator, or a temperature, timestep, friction or time that is not positive; a limit of uncertainty
+            with a calculator that has none.
     """
     from ase.md.langevin import Langevin
 
@@ -245,7 +254,7 @@ def run_nvt(
     dynamics = Langevin(moving, timestep_fs * units.fs, temperature_K=temperature_K, fixcm=False,
                         friction=friction_per_fs / units.fs, rng=generator(seed, "langevin"))
     stride = max(1, round(sample_every_fs / timestep_fs))
-    watch = _Watch(moving, temperature_K, n_degrees)
+    watch = _Watch(moving, temperature_K, n_degrees, max_uncertainty_eV_A)
     n_steps = round(time_ps * 1000 / timestep_fs)
 
     def sample() -> tuple[float]:
@@ -261,16 +270,19 @@ def run_nvt(
     error = temperature_K * float(np.sqrt(4 / (n_degrees * friction_per_fs * counted_fs)))
     if not reason and abs(mean - temperature_K) > 0.05 * temperature_K + 4 * error:
         reason = f"the mean temperature is {mean:.0f} K with an expected error of {error:.0f} K"
-    return NvtTrace(temperature_K, mean, error, times_ps, kelvin, not reason, reason)
+    return NvtTrace(temperature_K, mean, error, times_ps, kelvin, not reason, reason, moving)
 
 
 class _Watch:
     """Tells when a run has left the region where its result means anything."""
 
-    def __init__(self, atoms: Atoms, temperature_K: float, n_degrees: int) -> None:
+    def __init__(self, atoms: Atoms, temperature_K: float, n_degrees: int, max_uncertainty_eV_A: float | None = None) -> None:
         from ase.neighborlist import natural_cutoffs, neighbor_list
 
-        self._atoms, self._n_degrees = atoms, n_degrees
+        self._atoms, self._n_degrees, self._max_uncertainty = atoms, n_degrees, max_uncertainty_eV_A
+        if max_uncertainty_eV_A is not None and "forces_uncertainty" not in atoms.calc.results:
+            raise SimulationError(expected="a calculator that says how uncertain its forces are", received="one that does not",
+                                  where="max_uncertainty_eV_A", todo="train with an uncertainty, or run without this limit")
         # The kinetic energy of a few degrees of freedom alone exceeds ten times its mean now and then.
         self._max_K = EXPLOSION_FACTOR * (1 + 3 / max(1, n_degrees)) * temperature_K
         first, second, vectors = neighbor_list("ijD", atoms, natural_cutoffs(atoms, mult=BOND_FACTOR))
@@ -284,6 +296,12 @@ class _Watch:
         kelvin = _temperature(self._atoms, self._n_degrees)
         if not kelvin <= self._max_K:  # also true for NaN
             return f"explosion: the kinetic temperature reached {kelvin:.3g} K"
+        if self._max_uncertainty is not None:
+            doubt = np.asarray(self._atoms.calc.results["forces_uncertainty"])
+            worst = int(doubt.argmax())
+            if not doubt[worst] <= self._max_uncertainty:
+                return (f"{UNCERTAIN}: the force on {self._atoms.symbols[worst]}{worst} by {doubt[worst]:.3g} eV/Å, more than "
+                        f"{self._max_uncertainty:g}")
         moved = self._atoms.positions - self._start  # dynamics does not wrap, so images stay what they were
         lengths = np.linalg.norm(self._vectors + moved[self._second] - moved[self._first], axis=1)
         starts = np.linalg.norm(self._vectors, axis=1)
@@ -303,10 +321,13 @@ def _integrated(
     """Samples ``(samples, quantities)`` every ``stride`` steps, and why the run ended early (else empty)."""
     from ase.calculators.calculator import CalculatorError
 
-    samples, reason, forces = [sample()], "", dynamics.atoms.get_forces()
+    samples, forces = [sample()], dynamics.atoms.get_forces()
+    reason = watch.problem()
     with progress_bar(is_transient=True) as bar:
         task = bar.add_task(label, total=n_steps, note="")
         for step in range(1, n_steps + 1):
+            if reason:
+                break
             if not np.isfinite(forces).all():
                 reason = f"forces that are not finite numbers at step {step}"
                 break
