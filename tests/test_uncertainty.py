@@ -23,7 +23,7 @@ from sapis.data.system import System
 from sapis.model.backend import backend
 from sapis.model.config import dial
 from sapis.model.dropout import channel_factors, dropped
-from sapis.model.last_layer import LastLayer
+from sapis.model.last_layer import LastLayer, last_weights
 from sapis.model.potential import TransformerPotential
 from sapis.potential.calibration import LEVELS, Calibration
 from sapis.potential.posterior import Posterior, UncertainPotential
@@ -39,6 +39,7 @@ from sapis.uncertainty.evidential import Evidential, evidential_loss, variance
 from sapis.uncertainty.last_layer import Laplace, Rows, Shallow
 from sapis.uncertainty.one_model import OneModel
 from sapis.uncertainty.scores import auroc, auroc_shifted, crps, scores
+from sapis.uncertainty.select import in_common_units, points_of, select
 
 N = 20_000
 SAMPLE = Path(__file__).parents[1] / "docs" / "data" / "organic-gfn2-v1" / "sample.extxyz.gz"
@@ -368,3 +369,32 @@ def watched(atoms: Atoms, seen: list[float]) -> Atoms:
 
     calculator.calculate = calculate
     return atoms
+
+
+def test_of_many_alike_one_is_chosen() -> None:
+    rng = np.random.default_rng(10)
+    centres = np.array([[0.0, 0], [10, 0], [0, 10], [10, 10]])
+    groups = np.repeat(range(4), (500, 20, 20, 20))
+    points = centres[groups] + 0.1 * rng.standard_normal((len(groups), 2))
+    stds = np.where(groups == 1, 2.0, 1.0) + 0.01 * rng.random(len(points))
+    arguments = {"stds": stds, "points": points, "known": centres[:1], "rng": rng}
+    assert set(groups[select(3, "diverse", **arguments)]) == {1, 2, 3}  # the one that is known is not chosen
+    assert set(groups[select(10, "largest", **arguments)]) == {1}
+    assert set(groups[select(60, "random", **arguments)]) >= {0} and len(set(select(60, "random", **arguments).tolist())) == 60
+    both = select(4, "largest and diverse", **arguments)
+    assert set(groups[both]) == {1} and len(set(both.tolist())) == 4
+    everything = select(10**6, "diverse", **arguments)
+    assert sorted(everything.tolist()) == list(range(len(points)))
+    same = select(5, "diverse", stds=np.ones(8), points=np.ones((8, 2)), known=np.ones((1, 2)), rng=rng)
+    assert len(set(same.tolist())) == 5
+    with pytest.raises(DataError, match="for each candidate"):
+        select(1, "diverse", stds=stds[:3], points=points, known=centres, rng=rng)
+
+
+def test_points_are_sums_over_atoms(members: list[TransformerPotential]) -> None:
+    systems = labelled_by(members[0], 6)
+    points = points_of(members[0], systems)
+    energies = np.array([found.energy for found in members[0].predict(systems)])
+    np.testing.assert_allclose(members[0].scale * points @ last_weights(members[0]).numpy(), energies, atol=1e-10)
+    one, other = in_common_units(points[:2], points[2:])
+    np.testing.assert_allclose(np.concatenate([one, other]).std(axis=0)[points.std(axis=0) > 0], 1.0)
