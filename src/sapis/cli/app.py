@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sapis.cli import check_model, doctor, evaluate, grow, info, init, label, md, report, run, train
+from sapis.cli import active, check_model, doctor, evaluate, grow, info, init, label, md, report, run, train
 from sapis.cli.data import data_app
 from sapis.cli.scale import scale_app
 
@@ -19,6 +19,7 @@ app.add_typer(data_app, name="data")
 app.command("label")(label.label)
 app.command("train")(train.train)
 app.command("grow")(grow.grow)
+app.command("active")(active.active)
 app.add_typer(scale_app, name="scale")
 app.command("evaluate")(evaluate.evaluate)
 app.command("md")(md.md)

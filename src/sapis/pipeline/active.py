@@ -1,0 +1,311 @@
+"""`sapis active`: rounds of asking and learning, until a stop rule fires.
+
+A round makes candidates (molecular dynamics with the present model, or a pool), chooses among them by what the model does not
+know, labels them, goes on training on all labels so far, and calibrates. Part of the labels of each round are chosen at random:
+they are never trained on, validate, and their errors before the training say how good the model is where it goes.
+
+Each step has a record that names the hash of all it was made from (`sapis.pipeline.workspace`), so that a run killed anywhere
+goes on with the same command, and no label is bought twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sapis.api import load, save
+from sapis.core.errors import DataError
+from sapis.core.files import hash_file
+from sapis.core.memory import keep_freed_memory
+from sapis.core.records import Record
+from sapis.core.seeds import derive_seed, generator
+from sapis.core.version import __version__
+from sapis.data.formats import read_systems, write_systems
+from sapis.data.store import Store
+from sapis.data.system import System
+from sapis.evaluate.errors import evaluate
+from sapis.executors.executor import LocalExecutor
+from sapis.executors.outcome import Failure
+from sapis.labelers.build import build_labeler
+from sapis.labelers.evaluation import isolated_atom_energies
+from sapis.labelers.labeler import LabelerConfig
+from sapis.labelers.labelling import label_into, labels_in
+from sapis.model.potential import TransformerPotential
+from sapis.pipeline.active_config import ActiveRecipe
+from sapis.pipeline.recipe import SystemConfig
+from sapis.pipeline.workspace import Workspace
+from sapis.potential.posterior import Posterior, UncertainPotential
+from sapis.simulate.candidates import make_candidates
+from sapis.simulate.structures import load_structure
+from sapis.training.fit import at_new_level, known_potential, new_potential
+from sapis.training.loop import Training
+from sapis.uncertainty.make import uncertain
+from sapis.uncertainty.select import in_common_units, points_of, select
+
+STORE, MODEL = "labels.store", "model.sapis"
+ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
+MIN_HELD = 8  # frames that validate from the start on: fewer calibrate nothing
+LEVEL = 0.95  # share of force errors that the target is for
+
+
+@dataclass(frozen=True)
+class ActiveOutcome:
+    """Where a run left what it made.
+
+    Attributes:
+        model: its file.
+        model_hash: of that.
+        rounds: the record of each round's training, in order.
+        reason: why it stopped.
+    """
+
+    model: Path
+    model_hash: str
+    rounds: list[Record]
+    reason: str
+
+
+def active(recipe: ActiveRecipe) -> ActiveOutcome:
+    """Do, or finish, what ``recipe`` asks for. Killed anywhere, the same call goes on.
+
+    Raises:
+        SapisError: bad input; all labels and models so far are kept.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(recipe.training.threads)
+    work = Workspace(recipe.output, [STORE, MODEL])
+    with work.locked():
+        return _Run(recipe, work).finish()
+
+
+class _Run:
+    def __init__(self, recipe: ActiveRecipe, work: Workspace) -> None:
+        self.recipe, self.work = recipe, work
+        self.models: list[Record] = []
+        self.labels: list[Record] = []
+
+    def finish(self) -> ActiveOutcome:
+        reason = f"{self.recipe.rounds} rounds"
+        for number in range(self.recipe.rounds + 1):
+            found = self._candidates(number)
+            if reached := self._is_reached(number, found):
+                reason = reached
+                break
+            self._labels(number, self._choice(number, found))
+            self._model(number)
+        source = self._path(len(self.models) - 1, MODEL)
+        final = self.work.step("bundle", {"model": hash_file(source)}, [MODEL], lambda: self._bundle(source))
+        return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.models, reason)
+
+    # What a round knows
+
+    def _path(self, number: int, name: str) -> Path:
+        return self.work.path(f"round-{number:02d}/{name}")
+
+    def _step(self, number: int, name: str, inputs: dict[str, Any], file: str, run: Any) -> Record:
+        self._path(number, "").mkdir(parents=True, exist_ok=True)
+        title = f"round-{number:02d}"
+        return self.work.step(f"{title}-{name}", {"version": __version__} | inputs, [f"{title}/{file}"], run)
+
+    def _settings(self, *names: str) -> dict[str, Any]:
+        return self.recipe.model_dump(mode="json", include=set(names))
+
+    def _known(self, arm: str) -> list[System]:
+        """All labelled frames of an arm so far."""
+        return [system for number in range(len(self.labels)) for system in read_systems(self._path(number, "labelled.extxyz"))
+                if system.tags["arm"] == arm]
+
+    # Its steps
+
+    def _candidates(self, number: int) -> Record:
+        recipe = self.recipe
+        driver, model = recipe.labeler, recipe.start
+        if number:
+            model = self._path(number - 1, MODEL)
+        if model is not None:
+            driver = LabelerConfig(name="potential", arguments={"path": str(model)}, is_stateless=True,
+                                   max_force_eV_A=recipe.labeler.max_force_eV_A)
+        inputs = self._settings("system", "pool", "n_candidates", "n_start", "temperatures_K", "candidates", "seed", "labeler")
+        inputs |= {"model": model and hash_file(model), "pool_hash": recipe.pool and hash_file(recipe.pool)}
+
+        def run() -> dict[str, Any]:
+            system = recipe.system or SystemConfig(file=recipe.pool)
+            found = load_structure(system.smiles, system.file, system.charge, system.spin,
+                                   n_conformers=recipe.candidates.n_conformers, seed=recipe.seed)
+            if recipe.system is not None:
+                n = recipe.n_candidates if number else max(2 * recipe.n_start, recipe.n_start + 10)
+                seed = derive_seed(recipe.seed, "candidates", number)
+                found = make_candidates(found, driver, recipe.temperatures_K, n, recipe.candidates, seed,
+                                        self._path(number, "trajectories"), recipe.workers)
+            if len(found) < 2:
+                raise DataError(expected="candidates", received=f"{len(found)}", where=f"round {number}",
+                                todo="lower temperatures_K, or begin with more labels")
+            write_systems(self._path(number, "candidates.extxyz"), found)
+            return {"n": len(found)}
+
+        return self._step(number, "candidates", inputs, "candidates.extxyz", run)
+
+    def _is_reached(self, number: int, found: Record) -> str:
+        """Why no more labels are needed, if they are not."""
+        if number == 0 or self.recipe.target_meV_A is None:
+            return ""
+        potential, posteriors = self._judged(number, found)
+        calibration = potential.calibrations["forces"]  # type: ignore[attr-defined]
+        bound = 1e3 * calibration.quantiles[LEVEL] * float(np.mean(np.concatenate([one.force_std for one in posteriors])))
+        if bound >= self.recipe.target_meV_A:
+            return ""
+        return f"{100 * LEVEL:g} % of the force errors on fresh candidates are below {bound:.3g} meV/Å, as the model says"
+
+    def _judged(self, number: int, found: Record) -> tuple[UncertainPotential, list[Posterior]]:
+        """The present model, and what it says of the candidates."""
+        potential = load(self._path(number - 1, MODEL)).potential
+        assert isinstance(potential, UncertainPotential)
+        return potential, potential.posterior(read_systems(self._path(number, "candidates.extxyz")))
+
+    def _choice(self, number: int, found: Record) -> Record:
+        recipe = self.recipe
+        inputs = self._settings("strategy", "n_start", "n_per_round", "random_fraction", "seed") | found.result["files"]
+        inputs |= {"known": [record.result["files"] for record in self.labels]}
+
+        def run() -> dict[str, Any]:
+            candidates = self._new(read_systems(self._path(number, "candidates.extxyz")))
+            rng = generator(recipe.seed, "choice", number)
+            n = recipe.n_per_round if number else recipe.n_start
+            n_random = max(1 if number else MIN_HELD, round(recipe.random_fraction * n))
+            at_random = rng.permutation(len(candidates))[:n_random]
+            rest = np.setdiff1d(np.arange(len(candidates)), at_random)
+            stds = np.zeros(len(candidates))
+            if number:
+                potential = load(self._path(number - 1, MODEL))
+                assert isinstance(potential.potential, UncertainPotential)
+                stds = np.array([one.force_std.max() for one in potential.potential.posterior(candidates)])
+                points, known = in_common_units(points_of(_inner(potential.potential), candidates),
+                                                points_of(_inner(potential.potential), self._known(ASKED)))
+                asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=known, rng=rng)]
+            else:
+                asked = rng.permutation(rest)[: n - n_random]
+            chosen = [candidates[k].with_tags(arm=arm, uncertainty_eV_A=float(stds[k])) for arm, numbers in (
+                (ASKED, asked), (RANDOM, at_random)) for k in numbers]
+            write_systems(self._path(number, "chosen.extxyz"), chosen)
+            return {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(candidates),
+                    "uncertainty_asked_eV_A": float(stds[asked].mean()), "uncertainty_all_eV_A": float(stds.mean())}
+
+        return self._step(number, "choice", inputs, "chosen.extxyz", run)
+
+    def _new(self, candidates: Sequence[System]) -> list[System]:
+        """Those that are not labelled yet, each once."""
+        seen = {system.structure_hash() for arm in (ASKED, RANDOM) for system in self._known(arm)}
+        fresh: dict[str, System] = {}
+        for system in candidates:
+            key = system.structure_hash()
+            if key not in seen:
+                fresh.setdefault(key, system)
+        if len(fresh) < 2:
+            raise DataError(expected="candidates that are not labelled yet", received=f"{len(fresh)}", where="active learning",
+                            todo="give a larger pool, or fewer rounds")
+        return list(fresh.values())
+
+    def _labels(self, number: int, chosen: Record) -> Record:
+        recipe = self.recipe
+
+        def run() -> dict[str, Any]:
+            systems = read_systems(self._path(number, "chosen.extxyz"))
+            with Store.at(self.work.path(STORE)) as store:
+                cost = label_into(store, systems, recipe.labeler, LocalExecutor(recipe.workers), total=len(systems))
+                outcomes = labels_in(store, systems, recipe.labeler)
+            labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
+            failures = [{"number": k, "kind": outcome.kind, "reason": outcome.reason} for k, outcome in enumerate(outcomes)
+                        if isinstance(outcome, Failure)]
+            if not any(system.tags["arm"] == ASKED for system in labelled):
+                raise DataError(expected="labels", received=f"none: all {len(systems)} failed, {failures[0]['reason']}",
+                                where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
+            write_systems(self._path(number, "labelled.extxyz"), [system.at_level(recipe.to_level) for system in labelled])
+            labeler = build_labeler(recipe.labeler)
+            isolated = {} if number else isolated_atom_energies(labeler, {int(z) for one in systems for z in one.numbers})
+            return {"n_labelled": len(labelled), "failures": failures, "method": labeler.method,
+                    "isolated": {str(z): energy for z, energy in isolated.items()},
+                    "cost": {"cpu_seconds": cost.cpu_seconds}}
+
+        inputs = self._settings("labeler", "to_level") | chosen.result["files"]
+        record = self._step(number, "labels", inputs, "labelled.extxyz", run)
+        self.labels.append(record)
+        return record
+
+    def _model(self, number: int) -> Record:
+        recipe = self.recipe
+        inputs = self._settings("model", "training", "uncertainty", "seed", "to_level") | {
+            "labels": [record.result["files"] for record in self.labels],
+            "from": self.models[-1].result["files"] if self.models else recipe.start and hash_file(recipe.start)}
+
+        def run() -> dict[str, Any]:
+            train, held = self._known(ASKED), self._known(RANDOM)
+            fresh = {arm: [system for system in read_systems(self._path(number, "labelled.extxyz")) if system.tags["arm"] == arm]
+                     for arm in (ASKED, RANDOM)}
+            old = train[: len(train) - len(fresh[ASKED])]
+            settings = recipe.training.model_copy(update={"seed": derive_seed(recipe.seed, "round", number)})
+            before = self._errors(load(self._path(number - 1, MODEL)).potential, old, fresh) if number else {}
+            folder = self._path(number, "training")
+
+            def trained(seed: int, place: Path) -> tuple[TransformerPotential, dict[str, float]]:
+                run = Training(self._begin(train, seed), train, held, settings.model_copy(update={"seed": seed}), place)
+                progress = run.run()
+                return run.potential, {"cpu_seconds": progress.cpu_seconds, "flops": progress.flops}
+
+            spent: list[dict[str, float]] = []
+
+            def member(k: int) -> TransformerPotential:
+                potential, cost = trained(derive_seed(settings.seed, "member", k) if k else settings.seed, folder / f"member-{k}")
+                spent.append(cost)
+                return potential
+
+            potential = member(0)
+            found = uncertain(potential, recipe.uncertainty, train, held, another=member, seed=settings.seed)
+            labels = self.labels[0].result
+            card = {"level_of_theory": labels["method"], "round": number, "uncertainty": recipe.uncertainty.model_dump(mode="json") | {
+                "calibrations": {name: each.to_json() for name, each in found.calibrations.items()}}}
+            save(self._path(number, MODEL), found, card)
+            after = self._errors(found, old, fresh)
+            return {"n_train": len(train), "n_held": len(held), "before": before, "after": after,
+                    "held": _figures(evaluate(found, held)),
+                    "cost": {key: sum(each[key] for each in spent) for key in ("cpu_seconds", "flops")}}
+
+        record = self._step(number, "model", inputs, MODEL, run)
+        self.models.append(record)
+        return record
+
+    def _begin(self, train: Sequence[System], seed: int) -> TransformerPotential:
+        recipe, precision = self.recipe, self.recipe.training.precision
+        if self.models:
+            known = load(self._path(len(self.models) - 1, MODEL)).potential
+            return known_potential(_inner(known), train, precision=precision)[0]
+        if recipe.start is not None:
+            start = load(recipe.start).single
+            if recipe.to_level:
+                start = at_new_level(start, train, recipe.to_level)
+            return known_potential(start, train, precision=precision)[0]
+        isolated = {int(z): energy for z, energy in self.labels[0].result["isolated"].items()}
+        return new_potential(train, isolated, recipe.model, precision=precision, seed=seed)[0]
+
+    @staticmethod
+    def _errors(potential: Any, old: Sequence[System], fresh: dict[str, list[System]]) -> dict[str, Any]:
+        """Of what was learned before, and of what is new: forgetting shows in the first."""
+        sets = {"old": old, "asked": fresh[ASKED], "random": fresh[RANDOM]}
+        return {name: _figures(evaluate(potential, systems)) for name, systems in sets.items() if systems}
+
+    def _bundle(self, source: Path) -> dict[str, Any]:
+        model = load(source)
+        return {"file_hash": save(self.work.path(MODEL), model.potential, model.card)}
+
+
+def _inner(potential: Any) -> TransformerPotential:
+    """A model of those that a potential is made of."""
+    return getattr(potential, "potential", None) or potential.first
+
+
+def _figures(errors: dict[str, Any]) -> dict[str, Any]:
+    return {name: errors[name] for name in ("n", "force_rmse_meV_A", "energy_rmse_meV_atom")}

@@ -1,0 +1,72 @@
+"""Settings of an active-learning run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from sapis.core.config import Config, load_yaml, parse_config
+from sapis.labelers.labeler import LabelerConfig
+from sapis.model.config import ModelConfig
+from sapis.pipeline.recipe import SystemConfig
+from sapis.simulate.sampling import CandidatesConfig
+from sapis.training.config import TrainingConfig
+from sapis.uncertainty.config import UncertaintyConfig
+from sapis.uncertainty.select import Strategy
+
+
+class ActiveRecipe(Config):
+    """A model that asks for the labels it needs."""
+
+    title: str | None = None
+    system: SystemConfig | None = Field(None, description="what is simulated, to find candidates")
+    pool: Path | None = Field(None, description="structures to choose from, in place of a system")
+    output: Path = Field(description="folder of the run")
+    labeler: LabelerConfig = LabelerConfig()
+    start: Path | None = Field(None, description="model to begin from, of cheaper labels for example; default: a new one")
+    to_level: str = Field("", description="with start: a name for the level of theory of the labels, another than the model's")
+    n_start: int = Field(40, ge=20, description="labels before the first choice")
+    rounds: int = Field(5, ge=1, description="choices, at most")
+    n_per_round: int = Field(20, ge=2, description="labels of each")
+    random_fraction: float = Field(
+        0.2, gt=0, lt=1, description="of the labels of a round, chosen at random: they validate, and say what choice is worth")
+    strategy: Strategy = Field("largest and diverse", description="random, largest, diverse, or largest and diverse")
+    n_candidates: int = Field(400, ge=10, description="structures to choose from in each round")
+    temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 600.0], min_length=1)
+    candidates: CandidatesConfig = CandidatesConfig(rattle_fraction=0.0)
+    target_meV_A: float | None = Field(
+        None, gt=0, description="stop when 95 % of the force errors on fresh candidates are below this, as the model says")
+    uncertainty: UncertaintyConfig = UncertaintyConfig(method="distance")
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig(epochs=100)
+    workers: int | None = Field(None, ge=1, description="processes for labels and trajectories; default: one a core")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ActiveRecipe:
+        if (self.system is None) == (self.pool is None):
+            raise ValueError("either a system or a pool")
+        if self.to_level and self.start is None:
+            raise ValueError("start with to_level: a new model takes its level of theory from the labels")
+        if self.uncertainty.method in ("none", "dropout"):
+            raise ValueError("an uncertainty among distance, laplace, shallow, evidential and ensemble")
+        return self
+
+
+def read_active_recipe(path: Path) -> ActiveRecipe:
+    """Read and check a recipe; paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: not YAML, an unknown key (with a suggestion), a wrong value.
+        FileError: missing or empty file.
+    """
+    recipe = parse_config(ActiveRecipe, load_yaml(path), where=str(path))
+    changes: dict[str, object] = {"output": path.parent / recipe.output}
+    for name in ("pool", "start"):
+        if (value := getattr(recipe, name)) is not None:
+            changes[name] = path.parent / value
+    if recipe.system is not None and recipe.system.file is not None:
+        changes["system"] = recipe.system.model_copy(update={"file": path.parent / recipe.system.file})
+    return recipe.model_copy(update=changes)

@@ -1,0 +1,132 @@
+"""Active learning: every label once, the same after kills, and failures that are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms
+from ase.calculators.emt import EMT
+from ase.cluster import Icosahedron
+
+from command import sapis
+from sapis.api import load
+from sapis.core.errors import ConfigError
+from sapis.core.files import read_json
+from sapis.data.formats import read_systems
+from sapis.data.store import Store
+from sapis.pipeline.active import active
+from sapis.pipeline.active_config import ActiveRecipe, read_active_recipe
+from sapis.potential.posterior import UncertainPotential
+
+
+class Fragile(EMT):
+    """EMT that fails for one structure in five, always the same ones."""
+
+    def calculate(self, atoms: Atoms | None = None, *arguments: Any, **settings: Any) -> None:
+        assert atoms is not None
+        if int(1e4 * abs(atoms.positions[0, 0])) % 5 == 0:
+            raise RuntimeError("this one never works")
+        super().calculate(atoms, *arguments, **settings)
+
+
+def recipe(folder: Path, **changes: object) -> ActiveRecipe:
+    folder.mkdir(exist_ok=True)
+    ase.io.write(folder / "cluster.xyz", Icosahedron("Cu", 2))
+    values: dict[str, object] = {
+        "system": {"file": "cluster.xyz"}, "output": "out", "labeler": {"name": "emt"}, "n_start": 20, "rounds": 2,
+        "n_per_round": 10, "n_candidates": 40, "temperatures_K": [300, 900],
+        "candidates": {"n_replicas": 2, "equilibration_fs": 20, "rattle_fraction": 0.0}, "workers": 1,
+        "model": {"preset": "nano", "n_layers": 1, "cutoff": 4.0}, "training": {"epochs": 5, "validations": 2, "warmup_steps": 5}}
+    (folder / "active.yaml").write_text(yaml.safe_dump({**values, **changes}))
+    return read_active_recipe(folder / "active.yaml")
+
+
+def write_pool(path: Path, n: int = 60) -> None:
+    """Rattled clusters."""
+    rng, cluster = np.random.default_rng(0), Icosahedron("Cu", 2)
+    pool = []
+    for _ in range(n):
+        pool.append(cluster.copy())
+        pool[-1].positions += rng.normal(0, 0.1, cluster.positions.shape)
+    path.parent.mkdir(exist_ok=True)
+    ase.io.write(path, pool)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("active")
+    active(recipe(folder))
+    return folder / "out"
+
+
+@pytest.mark.slow
+def test_each_round_asks_labels_and_learns(finished: Path) -> None:
+    labels = Store(finished / "labels.store")
+    assert len(labels) == 20 + 2 * 10
+    for number, n_asked in ((0, 12), (1, 8), (2, 8)):
+        frames = read_systems(finished / f"round-{number:02d}" / "labelled.extxyz")
+        assert [frame.tags["arm"] for frame in frames].count("asked") == n_asked
+        assert all(frame.energy is not None and frame.forces is not None for frame in frames)
+        result = read_json(finished / "records" / f"round-{number:02d}-model.json")["result"]
+        assert result["n_train"] == 12 + 8 * number and result["n_held"] == 8 + 2 * number
+        assert ("old" in result["after"]) == (number > 0) and bool(result["before"]) == (number > 0)
+    seen = [frame.structure_hash() for number in range(3)
+            for frame in read_systems(finished / f"round-{number:02d}" / "labelled.extxyz")]
+    assert len(set(seen)) == len(seen)
+    choice = read_json(finished / "records" / "round-01-choice.json")["result"]
+    assert choice["uncertainty_asked_eV_A"] > choice["uncertainty_all_eV_A"]
+    model = load(finished / "model.sapis")
+    assert isinstance(model.potential, UncertainPotential) and model.card["uncertainty"]["method"] == "distance"
+    expected = labels[0].to_atoms()
+    expected.calc = EMT()
+    assert labels[0].energy == pytest.approx(expected.get_potential_energy(), abs=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_kills_at_random_moments_change_nothing(finished: Path, tmp_path: Path, seed: int) -> None:
+    recipe(tmp_path / "run")
+    command = [sys.executable, "-c", "from sapis.cli import main; main()", "active", str(tmp_path / "run" / "active.yaml")]
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(float(rng.uniform(2.0, 9.0)))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    ending = sapis("active", tmp_path / "run" / "active.yaml")
+    assert ending.code == 0 and "stopped: 2 rounds" in ending.text
+    assert (tmp_path / "run" / "out" / "model.sapis").read_bytes() == (finished / "model.sapis").read_bytes()
+    assert len(Store(tmp_path / "run" / "out" / "labels.store")) == 40
+
+
+@pytest.mark.slow
+def test_it_stops_when_the_target_is_reached_and_tells_what_failed(tmp_path: Path) -> None:
+    labeler = {"name": "ase", "calculator": "test_active.Fragile"}
+    write_pool(tmp_path / "run" / "pool.extxyz")
+    found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", n_start=30, labeler=labeler, target_meV_A=1e6))
+    assert "as the model says" in found.reason and len(found.rounds) == 1
+    result = read_json(tmp_path / "run" / "out" / "records" / "round-00-labels.json")["result"]
+    assert result["failures"] and "never works" in result["failures"][0]["reason"]
+    assert result["n_labelled"] + len(result["failures"]) == 30
+
+
+@pytest.mark.slow
+def test_a_pool_and_a_model_to_begin_from(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_pool(folder / "pool.extxyz")
+    found = active(recipe(folder, system=None, pool="pool.extxyz", start=str(finished / "model.sapis"), rounds=1, n_start=20,
+                          model={}, strategy="random"))
+    assert len(found.rounds) == 2 and found.rounds[-1].result["n_train"] + found.rounds[-1].result["n_held"] == 30
+    with pytest.raises(ConfigError, match="either a system or a pool"):
+        recipe(tmp_path / "other", pool="pool.extxyz")
