@@ -40,16 +40,19 @@ from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.recipe import SystemConfig
 from sapis.pipeline.workspace import Workspace
 from sapis.potential.posterior import Posterior, UncertainPotential
+from sapis.report.active import ActiveStory, write_active_report
 from sapis.simulate.candidates import make_candidates
 from sapis.simulate.structures import load_structure
 from sapis.training.fit import at_new_level, known_potential, new_potential
 from sapis.training.loop import Training
+from sapis.uncertainty.assess import assess
 from sapis.uncertainty.make import uncertain
 from sapis.uncertainty.select import in_common_units, points_of, select
 
-STORE, MODEL = "labels.store", "model.sapis"
+STORE, MODEL, REPORT = "labels.store", "model.sapis", "report.html"
 ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
 MIN_HELD = 8  # frames that validate from the start on: fewer calibrate nothing
+N_SHOWN = 3  # structures of each round in the report
 LEVEL = 0.95  # share of force errors that the target is for
 
 
@@ -78,7 +81,7 @@ def active(recipe: ActiveRecipe) -> ActiveOutcome:
     """
     keep_freed_memory()
     torch.set_num_threads(recipe.training.threads)
-    work = Workspace(recipe.output, [STORE, MODEL])
+    work = Workspace(recipe.output, [STORE, MODEL, REPORT])
     with work.locked():
         return _Run(recipe, work).finish()
 
@@ -88,6 +91,7 @@ class _Run:
         self.recipe, self.work = recipe, work
         self.models: list[Record] = []
         self.labels: list[Record] = []
+        self.rounds: list[dict[str, Record]] = []
 
     def finish(self) -> ActiveOutcome:
         reason = f"{self.recipe.rounds} rounds"
@@ -100,6 +104,7 @@ class _Run:
             self._model(number)
         source = self._path(len(self.models) - 1, MODEL)
         final = self.work.step("bundle", {"model": hash_file(source)}, [MODEL], lambda: self._bundle(source))
+        write_active_report(self.work.path(REPORT), ActiveStory(self._title(), reason, self.rounds, self._least_certain()))
         return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.models, reason)
 
     # What a round knows
@@ -110,7 +115,25 @@ class _Run:
     def _step(self, number: int, name: str, inputs: dict[str, Any], file: str, run: Any) -> Record:
         self._path(number, "").mkdir(parents=True, exist_ok=True)
         title = f"round-{number:02d}"
-        return self.work.step(f"{title}-{name}", {"version": __version__} | inputs, [f"{title}/{file}"], run)
+        record = self.work.step(f"{title}-{name}", {"version": __version__} | inputs, [f"{title}/{file}"], run)
+        if number == len(self.rounds):
+            self.rounds.append({})
+        self.rounds[number][name] = record
+        return record
+
+    def _title(self) -> str:
+        system = self.recipe.system
+        return self.recipe.title or str((system and (system.smiles or system.file)) or self.recipe.pool)
+
+    def _least_certain(self) -> list[System]:
+        """Of each round some that were asked for."""
+        found = []
+        for number in range(1, len(self.labels)):
+            asked = [system for system in read_systems(self._path(number, "labelled.extxyz")) if system.tags["arm"] == ASKED]
+            asked.sort(key=lambda system: -float(system.tags["uncertainty_eV_A"]))
+            found += [system.with_tags(caption=f"round {number}: {float(system.tags['uncertainty_eV_A']):.2f} eV/Å")
+                      for system in asked[:N_SHOWN]]
+        return found
 
     def _settings(self, *names: str) -> dict[str, Any]:
         return self.recipe.model_dump(mode="json", include=set(names))
@@ -265,9 +288,9 @@ class _Run:
 
             potential = member(0)
             found = uncertain(potential, recipe.uncertainty, train, held, another=member, seed=settings.seed)
-            labels = self.labels[0].result
-            card = {"level_of_theory": labels["method"], "round": number, "uncertainty": recipe.uncertainty.model_dump(mode="json") | {
-                "calibrations": {name: each.to_json() for name, each in found.calibrations.items()}}}
+            doubt = recipe.uncertainty.model_dump(mode="json")
+            doubt["calibrations"] = {name: each.to_json() for name, each in found.calibrations.items()}
+            card = {"level_of_theory": self.labels[0].result["method"], "round": number, "uncertainty": doubt}
             save(self._path(number, MODEL), found, card)
             after = self._errors(found, old, fresh)
             return {"n_train": len(train), "n_held": len(held), "before": before, "after": after,
@@ -295,7 +318,8 @@ class _Run:
     def _errors(potential: Any, old: Sequence[System], fresh: dict[str, list[System]]) -> dict[str, Any]:
         """Of what was learned before, and of what is new: forgetting shows in the first."""
         sets = {"old": old, "asked": fresh[ASKED], "random": fresh[RANDOM]}
-        return {name: _figures(evaluate(potential, systems)) for name, systems in sets.items() if systems}
+        return {name: _figures(evaluate(potential, systems)) | {"uncertainty": assess(potential.posterior(systems), systems)}
+                for name, systems in sets.items() if len(systems) > 1}
 
     def _bundle(self, source: Path) -> dict[str, Any]:
         model = load(source)

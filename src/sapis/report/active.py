@@ -1,0 +1,136 @@
+"""The page of an active-learning run: what was asked and why, what that brought, whether the model knew its errors, the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sapis.core.files import write_text
+from sapis.core.records import Record
+from sapis.data.system import System
+from sapis.report.canvas import canvas, log_if_positive, svg
+from sapis.report.figures import BLUE, GREEN, GREY, INK, ORANGE
+from sapis.report.markup import Html, absent, asset, duration, facts, figure, join, number, table, tag
+from sapis.report.page import document
+from sapis.report.structures import structure_view
+
+NAMES = {"candidates": "exploration", "labels": "labels", "model": "training"}
+
+
+@dataclass(frozen=True)
+class ActiveStory:
+    """What the page tells.
+
+    Attributes:
+        title: of the page.
+        reason: why the run stopped.
+        rounds: by step (``candidates``, ``choice``, ``labels``, ``model``) the record of each round that had it.
+        structures: that were asked for, with captions.
+    """
+
+    title: str
+    reason: str
+    rounds: Sequence[dict[str, Record]]
+    structures: Sequence[System]
+
+
+def write_active_report(path: Path, story: ActiveStory) -> None:
+    """Write ``story`` as one HTML file that needs nothing else."""
+    write_text(path, "<!DOCTYPE html>\n" + render(story))
+
+
+def render(story: ActiveStory) -> Html:
+    """The ``<html>`` element of the page."""
+    scripts = [asset("3Dmol-min.js"), asset("viewer.js")] if story.structures else []
+    return document(story.title, "Active learning", [
+        ("learning", "What the labels brought", _learning(story)), ("asked", "What was asked", _asked(story)),
+        ("doubt", "How well it knew its errors", _doubt(story)), ("forgetting", "What was forgotten", _forgetting(story)),
+        ("cost", "Cost", _cost(story)), ("structures", "The least certain structures", structure_view(story.structures)),
+    ], scripts=scripts)
+
+
+def _models(story: ActiveStory) -> list[dict[str, Any]]:
+    return [found["model"].result for found in story.rounds if "model" in found]
+
+
+def _learning(story: ActiveStory) -> Html:
+    models = _models(story)
+    n = np.array([model["n_train"] for model in models], dtype=float)
+    with canvas(9.2, 4.0) as drawing:
+        ax = drawing.subplots()
+        ax.plot(n, [model["held"]["force_rmse_meV_A"] for model in models], "o-", color=INK, label="all frames held out")
+        later = [(before, model["before"]) for before, model in zip(n[:-1], models[1:], strict=True)]
+        for arm, colour, words in (("random", BLUE, "new frames at random, before learning"),
+                                   ("asked", ORANGE, "new frames that were asked for, before learning")):
+            points = [(at, found[arm]["force_rmse_meV_A"]) for at, found in later if arm in found]
+            if points:
+                ax.plot(*np.array(points).T, "o--", color=colour, label=words)
+        ax.set(xlabel="labels that were learned from", ylabel="force error (meV/Å)")
+        log_if_positive(ax, np.array([model["held"]["force_rmse_meV_A"] for model in models]))
+        ax.legend()
+        picture = svg(drawing, "learning", "Errors against the number of labels")
+    stopped = facts([("stopped", story.reason), ("rounds", number(len(models) - 1))])
+    caption = ("Frames at random come from where the model went by itself; their error is what it makes there. Where frames that "
+               "were asked for have larger errors, it asked well.")
+    return join([stopped, figure(picture, caption)])
+
+
+def _asked(story: ActiveStory) -> Html:
+    rows = []
+    for k, found in enumerate(story.rounds):
+        if "choice" in found and "labels" in found:
+            choice, labels = found["choice"].result, found["labels"].result
+            rows.append((k, number(choice["n_candidates"]), number(choice["n_asked"]), number(choice["n_random"]),
+                         number(choice["uncertainty_all_eV_A"]), number(choice["uncertainty_asked_eV_A"]),
+                         number(len(labels["failures"]))))
+    head = ["Round", "Candidates", "Asked", "At random", "Uncertainty of all (eV/Å)", "Of those asked", "Failed labels"]
+    failures = [tag("p", f"round {k}, structure {each['number']}: {each['kind']}: {each['reason']}", class_="note")
+                for k, found in enumerate(story.rounds) if "labels" in found for each in found["labels"].result["failures"]]
+    return join([table(head, rows, n_text=0), *failures])
+
+
+def _doubt(story: ActiveStory) -> Html:
+    rows = []
+    for k, model in enumerate(_models(story)):
+        scored = model["before"].get("random", {}).get("uncertainty", {}).get("forces")
+        if scored:
+            rows.append((k, number(scored["n"]), number(scored["rmse"]), number(scored["std"]), number(scored["coverage_90"]),
+                         number(scored["spearman"]), number(scored["spearman_ceiling"]), number(scored["auroc_worst_decile"])))
+    if not rows:
+        return absent("No round came after the first.")
+    head = ["Round", "Forces", "Error (meV/Å)", "Stated", "In the 90 % region", "Rank correlation", "At best", "Finds the worst"]
+    note = tag("p", "On frames at random, by the model before it learned from them: the error of a force component, what the "
+                    "model stated, how many forces lay inside the 90 % region, the rank correlation of error and stated deviation "
+                    "beside the most that there can be, and the chance that one of the worst tenth has the larger deviation.")
+    return join([note, table(head, rows, n_text=0)])
+
+
+def _forgetting(story: ActiveStory) -> Html:
+    models = [(k, model) for k, model in enumerate(_models(story)) if "old" in model["before"]]
+    if not models:
+        return absent("No round came after the first.")
+    with canvas(9.2, 2.8) as drawing:
+        ax = drawing.subplots()
+        x = np.array([k for k, _ in models], dtype=float)
+        for shift, when, colour in ((-0.16, "before", GREY), (0.16, "after", GREEN)):
+            ax.bar(x + shift, [model[when]["old"]["force_rmse_meV_A"] for _, model in models], 0.3, color=colour,
+                   label=f"{when} the round's training")
+        ax.set(xlabel="round", ylabel="force error (meV/Å)", xticks=x)
+        ax.legend()
+        picture = svg(drawing, "forgetting", "Errors on frames learned in earlier rounds")
+    return figure(picture, "Errors on the frames that earlier rounds had learned from.") or Html("")
+
+
+def _cost(story: ActiveStory) -> Html:
+    lines = []
+    for step, words in NAMES.items():
+        costs = [found[step].cost for found in story.rounds if step in found]
+        lines.append((words, duration(sum(cost["cpu_seconds"] for cost in costs)),
+                      duration(sum(cost["wall_seconds"] for cost in costs)),
+                      number(sum(cost.get("flops", 0.0) for cost in costs) or None)))
+    n = sum(found["labels"].result["n_labelled"] for found in story.rounds if "labels" in found)
+    return join([facts([("labels", number(n))]), table(["Step", "CPU time", "Wall time", "FLOPs"], lines)])
