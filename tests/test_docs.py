@@ -85,7 +85,7 @@ def test_the_first_page_leaves_what_it_says(first_run: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["own-data.md", "own-calculator.md", "choose-a-size.md", "grow-a-model.md",
-                                  "public-data.md", "convert-data.md", "label.md", "generate.md", "scaling.md"])
+                                  "public-data.md", "convert-data.md", "label.md", "generate.md", "scaling.md", "uncertainty.md"])
 def test_pages_that_stand_alone(page: str, tmp_path: Path) -> None:
     run_page((HOWTO / page).read_text(encoding="utf-8"), tmp_path)
 
@@ -100,7 +100,8 @@ def test_pages_that_take_up_the_first(page: str, first_run: Path, tmp_path: Path
 
 def test_every_page_is_run_and_every_mark_understood() -> None:
     tested = {FIRST, "own-data.md", "own-calculator.md", "use-from-ase.md", "check-a-model.md", "choose-a-size.md",
-              "grow-a-model.md", "public-data.md", "convert-data.md", "label.md", "generate.md", "scaling.md"}
+              "grow-a-model.md", "public-data.md", "convert-data.md", "label.md", "generate.md", "scaling.md",
+              "uncertainty.md"}
     assert {path.name for path in HOWTO.glob("*.md")} == tested | {"README.md"}
     for path in HOWTO.glob("*.md"):
         text = path.read_text(encoding="utf-8")
