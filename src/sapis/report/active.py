@@ -104,8 +104,8 @@ def _doubt(story: ActiveStory) -> Html:
         return absent("No round came after the first.")
     head = ["Round", "Forces", "Error (meV/Å)", "Stated", "In the 90 % region", "Rank correlation", "At best", "Finds the worst"]
     note = tag("p", "On frames at random, by the model before it learned from them: the error of a force component, what the "
-                    "model stated, how many forces lay inside the 90 % region, the rank correlation of error and deviation beside "
-                    "the most that there can be, and the chance that one of the worst tenth has the larger deviation.")
+                    "model stated, how many forces lay inside the 90 % region, the rank correlation of error and deviation, the "
+                    "most that it can be, and the chance that one of the worst tenth has the larger deviation.")
     return join([note, table(head, rows, n_text=0)])
 
 
