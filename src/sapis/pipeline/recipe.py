@@ -150,8 +150,7 @@ budget:
 # candidates: {{rattle_fraction: {candidates.rattle_fraction}, decorrelation_fs: {candidates.decorrelation_fs}}}
 # model: {{n_channels: {model.n_channels}, l_max: {model.l_max}, n_layers: {model.n_layers}, cutoff: {model.cutoff}}}
 # training: {{batch_size: {training.batch_size}, learning_rate: {training.learning_rate}}}   # and, say, epochs: 60 to end sooner
-# auto: {{flops: 1e12, widths: [16, 32, 48]}}   # a model that grows as the data ask, in place of model.n_channels and cpu_seconds
-# uncertainty: {{method: distance}}    # or laplace, shallow, evidential, dropout, ensemble (with members: 4); default: none
+# uncertainty and auto: a model that knows when it is unsure, and one that grows as its data ask; see docs/howto
 # dynamics: {{temperature_K: {dynamics.temperature_K}, nve_ps: {dynamics.nve_ps}}}
 seed: 0
 """
