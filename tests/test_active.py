@@ -117,7 +117,7 @@ def test_it_stops_when_the_target_is_reached_and_tells_what_failed(tmp_path: Pat
     labeler = {"name": "ase", "calculator": "test_active.Fragile"}
     write_pool(tmp_path / "run" / "pool.extxyz")
     found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", n_start=30, labeler=labeler, target_meV_A=1e6))
-    assert "as the model says" in found.reason and len(found.rounds) == 1
+    assert "the model bounds" in found.reason and len(found.rounds) == 1
     result = read_json(tmp_path / "run" / "out" / "records" / "round-00-labels.json")["result"]
     assert result["failures"] and "never works" in result["failures"][0]["reason"]
     assert result["n_labelled"] + len(result["failures"]) == 30

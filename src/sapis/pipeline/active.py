@@ -179,10 +179,12 @@ class _Run:
             return ""
         potential, posteriors = self._judged(number, found)
         calibration = potential.calibrations["forces"]  # type: ignore[attr-defined]
-        bound = 1e3 * calibration.quantiles[LEVEL] * float(np.mean(np.concatenate([one.force_std for one in posteriors])))
+        stds = np.concatenate([one.force_std for one in posteriors])
+        bound = 1e3 * calibration.quantiles[LEVEL] * float(np.quantile(stds, LEVEL))
         if bound >= self.recipe.target_meV_A:
             return ""
-        return f"{100 * LEVEL:g} % of the force errors on fresh candidates are below {bound:.3g} meV/Å, as the model says"
+        return (f"on fresh candidates the model bounds {100 * LEVEL:g} % of its force errors by {bound:.3g} meV/Å, with a confidence "
+                f"of {100 * LEVEL:g} %")
 
     def _judged(self, number: int, found: Record) -> tuple[UncertainPotential, list[Posterior]]:
         """The present model, and what it says of the candidates."""
@@ -202,6 +204,9 @@ class _Run:
             n_random = max(1 if number else MIN_HELD, round(recipe.random_fraction * n))
             at_random = rng.permutation(len(candidates))[:n_random]
             rest = np.setdiff1d(np.arange(len(candidates)), at_random)
+            if len(rest) == 0:
+                raise DataError(expected=f"more than {n_random} candidates that are not labelled yet", received=str(len(candidates)),
+                                where=f"round {number}", todo="give a larger pool or more n_candidates, or fewer rounds")
             stds = np.zeros(len(candidates))
             if number:
                 potential = load(self._path(number - 1, MODEL))
@@ -228,9 +233,6 @@ class _Run:
             key = system.structure_hash()
             if key not in seen:
                 fresh.setdefault(key, system)
-        if len(fresh) < 2:
-            raise DataError(expected="candidates that are not labelled yet", received=f"{len(fresh)}", where="active learning",
-                            todo="give a larger pool, or fewer rounds")
         return list(fresh.values())
 
     def _labels(self, number: int, chosen: Record) -> Record:
@@ -245,7 +247,8 @@ class _Run:
             failures = [{"number": k, "kind": outcome.kind, "reason": outcome.reason} for k, outcome in enumerate(outcomes)
                         if isinstance(outcome, Failure)]
             if not any(system.tags["arm"] == ASKED for system in labelled):
-                raise DataError(expected="labels", received=f"none: all {len(systems)} failed, {failures[0]['reason']}",
+                why = failures[0]["reason"] if failures else "none was asked for"
+                raise DataError(expected="labels of frames that were asked for", received=f"none of {len(systems)}: {why}",
                                 where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
             write_systems(self._path(number, "labelled.extxyz"), [system.at_level(recipe.to_level) for system in labelled])
             labeler = build_labeler(recipe.labeler)

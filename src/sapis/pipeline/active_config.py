@@ -37,7 +37,7 @@ class ActiveRecipe(Config):
     temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 600.0], min_length=1)
     candidates: CandidatesConfig = CandidatesConfig(rattle_fraction=0.0)
     target_meV_A: float | None = Field(
-        None, gt=0, description="stop when 95 % of the force errors on fresh candidates are below this, as the model says")
+        None, gt=0, description="stop when the model bounds 95 % of its force errors on fresh candidates by this")
     uncertainty: UncertaintyConfig = UncertaintyConfig(method="distance")
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig(epochs=100)
