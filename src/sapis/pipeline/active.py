@@ -183,8 +183,8 @@ class _Run:
         bound = 1e3 * calibration.quantiles[LEVEL] * float(np.quantile(stds, LEVEL))
         if bound >= self.recipe.target_meV_A:
             return ""
-        return (f"on fresh candidates the model bounds {100 * LEVEL:g} % of its force errors by {bound:.3g} meV/Å, with a confidence "
-                f"of {100 * LEVEL:g} %")
+        return (f"on fresh candidates the model bounds {100 * LEVEL:g} % of its force errors by {bound:.3g} meV/Å, with a "
+                f"confidence of {100 * LEVEL:g} %")
 
     def _judged(self, number: int, found: Record) -> tuple[UncertainPotential, list[Posterior]]:
         """The present model, and what it says of the candidates."""
@@ -205,8 +205,9 @@ class _Run:
             at_random = rng.permutation(len(candidates))[:n_random]
             rest = np.setdiff1d(np.arange(len(candidates)), at_random)
             if len(rest) == 0:
-                raise DataError(expected=f"more than {n_random} candidates that are not labelled yet", received=str(len(candidates)),
-                                where=f"round {number}", todo="give a larger pool or more n_candidates, or fewer rounds")
+                raise DataError(expected=f"more than {n_random} candidates that are not labelled yet",
+                                received=str(len(candidates)), where=f"round {number}",
+                                todo="give a larger pool or more n_candidates, or fewer rounds")
             stds = np.zeros(len(candidates))
             if number:
                 potential = load(self._path(number - 1, MODEL))
