@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,6 +48,7 @@ from sapis.training.muon import Muon
 
 CUTOFF = 5.0  # Å
 CHANNELS_PER_HEAD = 16
+BEYOND_ELEMENTS = 200  # more than there are
 SHARED = ("learning_rate", "batch_size", "ema_decay", "clip", "warmup_steps", "energy_weight", "force_weight")
 
 
@@ -81,9 +83,18 @@ def begin(pool: Pool, frames: Sequence[System], width: int, settings: TrainingCo
     torch.set_num_threads(1)
     known = pool.potential(frames, ModelConfig(cutoff=CUTOFF), settings, settings.seed)
     values = dict(zip(known.elements, known.reference_energies[0].tolist(), strict=True))
-    parts = {name: [to_frame(system, values) for system in part]
+    conditions = [(charge, spin) for charge in known.conditions.charges for spin in known.conditions.spins]
+
+    def framed(system: System) -> Frame:
+        # An atom's embedding is that of its element in a system of this charge and multiplicity: the others know these, too.
+        kind = conditions.index((system.charge, system.spin))
+        frame = to_frame(system, values)
+        return replace(frame, numbers=frame.numbers + BEYOND_ELEMENTS * kind)
+
+    parts = {name: [framed(system) for system in part]
              for name, part in (("train", frames), ("validation", pool.validation), ("test", pool.test))}
-    problem = Problem(known.elements, known.scale, known.average_neighbors, CUTOFF, parts)
+    kinds = tuple(z + BEYOND_ELEMENTS * kind for kind in range(len(conditions)) for z in known.elements)
+    problem = Problem(kinds, known.scale, known.average_neighbors, CUTOFF, parts)
     torch.manual_seed(settings.seed)
     peer = Driver(problem, n_channels=width, n_heads=width // CHANNELS_PER_HEAD)
     folder.mkdir(parents=True, exist_ok=True)
