@@ -20,6 +20,7 @@ from sapis.uncertainty.ensemble import Ensemble
 from sapis.uncertainty.evidential import Evidential
 from sapis.uncertainty.last_layer import Laplace, Shallow
 from sapis.uncertainty.one_model import OneModel
+from sapis.uncertainty.uncertain import Uncertain
 
 ARCHITECTURES: dict[str, type[TransformerPotential] | type[Ensemble] | type[OneModel]] = {
     "transformer": TransformerPotential, "ensemble": Ensemble,
@@ -35,7 +36,7 @@ class Model:
         card: where it comes from and what was measured of it.
     """
 
-    potential: TransformerPotential | Ensemble | OneModel
+    potential: TransformerPotential | Uncertain
     card: dict[str, Any]
 
     @property
@@ -48,7 +49,7 @@ class Model:
         if isinstance(self.potential, Ensemble):
             raise ModelError(expected="one model", received=f"an ensemble of {len(self.potential.members)}", where="model",
                              todo="give one that was trained alone")
-        return self.potential.potential if isinstance(self.potential, OneModel) else self.potential
+        return self.potential.first if isinstance(self.potential, Uncertain) else self.potential
 
     def calculator(self, precision: str | None = None, *, device: str = "cpu", level: str = "") -> SapisCalculator:
         """An ASE calculator.
@@ -108,7 +109,7 @@ def calculator(path: str | Path, *, precision: str | None = None, level: str = "
     return load(path).calculator(precision, level=level)
 
 
-def save(path: str | Path, potential: TransformerPotential | Ensemble | OneModel, card: dict[str, Any]) -> str:
+def save(path: str | Path, potential: TransformerPotential | Uncertain, card: dict[str, Any]) -> str:
     """Write a bundle; returns the hash of the file."""
     name = next(name for name, kind in ARCHITECTURES.items() if isinstance(potential, kind))
     write_bundle(Path(path), Bundle(name, potential.settings(), dict(potential.state_dict()), card))

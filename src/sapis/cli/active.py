@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 
-def active(recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), see docs/howto/active.md.")]) -> None:
+def active(recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), see docs/howto/uncertainty.md.")]) -> None:
     """Explore, choose what is uncertain, label it, go on training; round after round.
 
     Killed anywhere, the same command goes on where it stopped, and no label is computed twice.

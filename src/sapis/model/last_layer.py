@@ -11,7 +11,7 @@ import torch
 from sapis.data.batch import Batch
 from sapis.model.backend import backend_of
 from sapis.model.edges import EdgeList, Slots
-from sapis.model.potential import TransformerPotential
+from sapis.model.potential import TransformerPotential, forces_and_virials
 from sapis.model.program import Program
 
 
@@ -35,21 +35,19 @@ class LastLayer:
     def __init__(self, potential: TransformerPotential, batch: Batch) -> None:
         self.potential, self.batch = potential, batch
         self.weights, self.chosen = last_weights(potential), backend_of(batch)
+        self.links = EdgeList.of(batch) if self.chosen == "edges" else Slots.of(batch)
+        self.vectors = self.links.take(batch.vectors).detach()
         if self.chosen == "compiled":
             self.program = Program(potential.transformer, batch.species.numpy(), batch.conditions.numpy(), batch.senders.numpy(),
-                                   batch.counts.numpy(), batch.vectors.numpy())
+                                   batch.counts.numpy(), self.vectors.numpy())
             parts = [torch.from_numpy(self.program.tape.values[node]) for node, _ in self.program.read]
         else:
-            self.links = EdgeList.of(batch) if self.chosen == "edges" else Slots.of(batch)
-            self.moved = self.links.take(batch.vectors).detach().requires_grad_()
+            self.moved = self.vectors.clone().requires_grad_()
             with torch.enable_grad():
-                parts = potential.transformer.last_features(batch.species, batch.conditions, self.links, self.moved)
-            self.parts = parts
+                parts = self.parts = potential.transformer.last_features(batch.species, batch.conditions, self.links, self.moved)
         # What does not depend on the weights: the repulsion of nuclei.
-        self.fixed = None
-        if potential.repulsion is not None:
-            where = (Slots.of(batch), batch.vectors) if self.chosen == "compiled" else (self.links, self.moved.detach())
-            self.fixed = potential.repulsion.energies_and_gradient(batch.species, *where)
+        self.fixed = None if potential.repulsion is None else potential.repulsion.energies_and_gradient(
+            batch.species, self.links, self.vectors)
         self.sizes = [part.shape[1] for part in parts]
         self.features = torch.cat([part.detach() for part in parts], dim=1)
 
@@ -62,12 +60,7 @@ class LastLayer:
         """Forces with ``weights`` ``(features,)``, eV/Å, ``(atoms, 3)``, and virials, eV, ``(graphs, 3, 3)``."""
         gradient = self.potential.scale * self._gradient(weights)
         gradient = gradient if self.fixed is None else gradient + self.fixed[1]
-        links, vectors = (Slots.of(self.batch), self.batch.vectors) if self.chosen == "compiled" else (self.links, self.moved)
-        return links.forces(gradient), self._virials(links.collect(gradient, vectors.detach()))
-
-    def _virials(self, per_atom: torch.Tensor) -> torch.Tensor:
-        virials = per_atom.new_zeros(self.batch.n_graphs, 3, 3).index_add(0, self.batch.graph, per_atom)
-        return (virials + virials.transpose(1, 2)) / 2
+        return forces_and_virials(self.batch, self.links, gradient, self.vectors)
 
     def _gradient(self, weights: torch.Tensor) -> torch.Tensor:
         parts = weights.split(self.sizes)

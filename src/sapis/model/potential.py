@@ -35,6 +35,14 @@ class Part(NamedTuple):
     batch: Batch
 
 
+def forces_and_virials(batch: Batch, links: Slots | EdgeList, gradient: torch.Tensor, vectors: torch.Tensor,
+                       ) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(atoms, 3)`` and ``(graphs, 3, 3)``, from the energy's ``gradient`` by the edge ``vectors`` of ``links``."""
+    per_atom = links.collect(gradient, vectors)
+    virials = per_atom.new_zeros(batch.n_graphs, 3, 3).index_add(0, batch.graph, per_atom)
+    return links.forces(gradient), (virials + virials.transpose(1, 2)) / 2
+
+
 class TransformerPotential(nn.Module):
     """Energies, forces and stress of systems: ``E = sum_i E0(Z_i) + sigma_F * e_i``, and the repulsion of nuclei if asked for.
 
@@ -146,9 +154,7 @@ class TransformerPotential(nn.Module):
         if self.repulsion is not None:
             more = self.repulsion.energies_and_gradient(batch.species, links, vectors)
             energies, gradient = energies + more[0], gradient + more[1]
-        per_atom = links.collect(gradient, vectors)
-        virials = per_atom.new_zeros(batch.n_graphs, 3, 3).index_add(0, batch.graph, per_atom)
-        return energies, links.forces(gradient), (virials + virials.transpose(1, 2)) / 2
+        return energies, *forces_and_virials(batch, links, gradient, vectors)
 
     def sample(self, system: System) -> Sample:
         """``system`` ready for a batch, its energy less the reference energies of its atoms.

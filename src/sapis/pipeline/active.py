@@ -39,7 +39,6 @@ from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.recipe import SystemConfig
 from sapis.pipeline.workspace import Workspace
-from sapis.potential.posterior import Posterior, UncertainPotential
 from sapis.report.active import ActiveStory, write_active_report
 from sapis.simulate.candidates import make_candidates
 from sapis.simulate.structures import load_structure
@@ -48,6 +47,7 @@ from sapis.training.loop import Training
 from sapis.uncertainty.assess import assess
 from sapis.uncertainty.make import uncertain
 from sapis.uncertainty.select import in_common_units, points_of, select
+from sapis.uncertainty.uncertain import Uncertain
 
 STORE, MODEL, REPORT = "labels.store", "model.sapis", "report.html"
 ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
@@ -97,7 +97,7 @@ class _Run:
         reason = f"{self.recipe.rounds} rounds"
         for number in range(self.recipe.rounds + 1):
             found = self._candidates(number)
-            if reached := self._is_reached(number, found):
+            if reached := self._is_reached(number):
                 reason = reached
                 break
             self._labels(number, self._choice(number, found))
@@ -173,24 +173,24 @@ class _Run:
 
         return self._step(number, "candidates", inputs, "candidates.extxyz", run)
 
-    def _is_reached(self, number: int, found: Record) -> str:
+    def _is_reached(self, number: int) -> str:
         """Why no more labels are needed, if they are not."""
         if number == 0 or self.recipe.target_meV_A is None:
             return ""
-        potential, posteriors = self._judged(number, found)
-        calibration = potential.calibrations["forces"]  # type: ignore[attr-defined]
+        potential = self._present(number - 1)
+        posteriors = potential.posterior(read_systems(self._path(number, "candidates.extxyz")))
         stds = np.concatenate([one.force_std for one in posteriors])
-        bound = 1e3 * calibration.quantiles[LEVEL] * float(np.quantile(stds, LEVEL))
+        bound = 1e3 * potential.calibrations["forces"].quantiles[LEVEL] * float(np.quantile(stds, LEVEL))
         if bound >= self.recipe.target_meV_A:
             return ""
         return (f"on fresh candidates the model bounds {100 * LEVEL:g} % of its force errors by {bound:.3g} meV/Å, with a "
                 f"confidence of {100 * LEVEL:g} %")
 
-    def _judged(self, number: int, found: Record) -> tuple[UncertainPotential, list[Posterior]]:
-        """The present model, and what it says of the candidates."""
-        potential = load(self._path(number - 1, MODEL)).potential
-        assert isinstance(potential, UncertainPotential)
-        return potential, potential.posterior(read_systems(self._path(number, "candidates.extxyz")))
+    def _present(self, number: int) -> Uncertain:
+        """The model of a round."""
+        potential = load(self._path(number, MODEL)).potential
+        assert isinstance(potential, Uncertain)
+        return potential
 
     def _choice(self, number: int, found: Record) -> Record:
         recipe = self.recipe
@@ -210,11 +210,10 @@ class _Run:
                                 todo="give a larger pool or more n_candidates, or fewer rounds")
             stds = np.zeros(len(candidates))
             if number:
-                potential = load(self._path(number - 1, MODEL))
-                assert isinstance(potential.potential, UncertainPotential)
-                stds = np.array([one.force_std.max() for one in potential.potential.posterior(candidates)])
-                points, known = in_common_units(points_of(_inner(potential.potential), candidates),
-                                                points_of(_inner(potential.potential), self._known(ASKED)))
+                potential = self._present(number - 1)
+                stds = np.array([one.force_std.max() for one in potential.posterior(candidates)])
+                points, known = in_common_units(points_of(potential.first, candidates),
+                                                points_of(potential.first, self._known(ASKED)))
                 asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=known, rng=rng)]
             else:
                 asked = rng.permutation(rest)[: n - n_random]
@@ -275,7 +274,7 @@ class _Run:
                      for arm in (ASKED, RANDOM)}
             old = train[: len(train) - len(fresh[ASKED])]
             settings = recipe.training.model_copy(update={"seed": derive_seed(recipe.seed, "round", number)})
-            before = self._errors(load(self._path(number - 1, MODEL)).potential, old, fresh) if number else {}
+            before = self._errors(self._present(number - 1), old, fresh) if number else {}
             folder = self._path(number, "training")
 
             def trained(seed: int, place: Path) -> tuple[TransformerPotential, dict[str, float]]:
@@ -308,8 +307,7 @@ class _Run:
     def _begin(self, train: Sequence[System], seed: int) -> TransformerPotential:
         recipe, precision = self.recipe, self.recipe.training.precision
         if self.models:
-            known = load(self._path(len(self.models) - 1, MODEL)).potential
-            return known_potential(_inner(known), train, precision=precision)[0]
+            return known_potential(self._present(len(self.models) - 1).first, train, precision=precision)[0]
         if recipe.start is not None:
             start = load(recipe.start).single
             if recipe.to_level:
@@ -319,7 +317,7 @@ class _Run:
         return new_potential(train, isolated, recipe.model, precision=precision, seed=seed)[0]
 
     @staticmethod
-    def _errors(potential: Any, old: Sequence[System], fresh: dict[str, list[System]]) -> dict[str, Any]:
+    def _errors(potential: Uncertain, old: Sequence[System], fresh: dict[str, list[System]]) -> dict[str, Any]:
         """Of what was learned before, and of what is new: forgetting shows in the first."""
         sets = {"old": old, "asked": fresh[ASKED], "random": fresh[RANDOM]}
         return {name: _figures(evaluate(potential, systems)) | {"uncertainty": assess(potential.posterior(systems), systems)}
@@ -328,11 +326,6 @@ class _Run:
     def _bundle(self, source: Path) -> dict[str, Any]:
         model = load(source)
         return {"file_hash": save(self.work.path(MODEL), model.potential, model.card)}
-
-
-def _inner(potential: Any) -> TransformerPotential:
-    """A model of those that a potential is made of."""
-    return getattr(potential, "potential", None) or potential.first
 
 
 def _figures(errors: dict[str, Any]) -> dict[str, Any]:

@@ -13,16 +13,15 @@ from torch import nn
 
 from sapis.core.errors import ModelError
 from sapis.core.seeds import derive_seed
-from sapis.data.conditions import Conditions
 from sapis.data.system import System
 from sapis.model.dropout import dropped
 from sapis.model.potential import TransformerPotential
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
-from sapis.potential.prediction import Prediction
+from sapis.uncertainty.uncertain import Uncertain
 
 
-class Ensemble(nn.Module):
+class Ensemble(Uncertain):
     """A potential that is the mean of its members, and says how far they are apart.
 
     Args:
@@ -34,7 +33,7 @@ class Ensemble(nn.Module):
     """
 
     def __init__(self, members: Sequence[TransformerPotential], calibrations: Mapping[str, Calibration] | None = None) -> None:
-        super().__init__()
+        super().__init__(calibrations)
         if len(members) < 2:
             raise ModelError(expected="at least two members", received=str(len(members)), where="ensemble",
                              todo="train more of them")
@@ -46,7 +45,6 @@ class Ensemble(nn.Module):
                     raise ModelError(expected=f"members of one {name}: {common}", received=f"{own}",
                                      where=f"member {number} of the ensemble", todo="train all on the same data with one recipe")
         self.members = nn.ModuleList(members)
-        self.calibrations = dict(calibrations or {})
 
     @classmethod
     def by_dropout(cls, potential: TransformerPotential, rate: float, members: int, seed: int = 0) -> Ensemble:
@@ -63,47 +61,13 @@ class Ensemble(nn.Module):
 
     @property
     def first(self) -> TransformerPotential:
-        """The first member: all of them agree on what is not a weight."""
+        """The first member."""
         member = self.members[0]
         assert isinstance(member, TransformerPotential)
         return member
 
-    @property
-    def elements(self) -> tuple[int, ...]:
-        """Atomic numbers, ascending."""
-        return self.first.elements
-
-    @property
-    def cutoff(self) -> float:
-        """Å."""
-        return self.first.cutoff
-
-    @property
-    def precision(self) -> str:
-        """``float32`` or ``float64``."""
-        return self.first.precision
-
-    @property
-    def conditions(self) -> Conditions:
-        """Charges, multiplicities and levels of theory that it knows."""
-        return self.first.conditions
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of weights of all members."""
-        return sum(member.n_parameters for member in self)
-
-    def predict(self, systems: Sequence[System]) -> list[Prediction]:
-        """The mean of the members.
-
-        Raises:
-            ModelError: an element, charge, multiplicity or level of theory that the members do not know.
-            DataError: coinciding atoms.
-        """
-        return [posterior.mean for posterior in self.posterior(systems)]
-
     def posterior(self, systems: Sequence[System]) -> list[Posterior]:
-        """Means and calibrated deviations; raises what `predict` raises."""
+        """See `Uncertain.posterior`."""
         predicted = [member.predict(systems) for member in self]
         return [Posterior.of_members(found).calibrated(self.calibrations, system.numbers)
                 for system, *found in zip(systems, *predicted, strict=True)]

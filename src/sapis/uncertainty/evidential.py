@@ -16,14 +16,13 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-from sapis.core.errors import DataError
 from sapis.core.seeds import derive_seed
 from sapis.data.system import System
 from sapis.model.last_layer import LastLayer
 from sapis.model.potential import Part, TransformerPotential
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
-from sapis.uncertainty.one_model import OneModel, atoms_of
+from sapis.uncertainty.one_model import OneModel, atoms_of, with_labels
 
 N_HIDDEN, N_STEPS, RATE = 32, 400, 0.01
 REGULARIZER = 0.01  # of evidence for what turns out wrong, the paper's lambda
@@ -126,10 +125,7 @@ class _Errors:
 
     @classmethod
     def of(cls, potential: TransformerPotential, systems: Sequence[System]) -> _Errors:
-        labelled = [system for system in systems if system.energy is not None and system.forces is not None]
-        if not labelled:
-            raise DataError(expected="training frames with energies and forces", received=f"{len(systems)} without",
-                            where="uncertainty", todo="give labelled frames")
+        labelled = with_labels(systems)
         predicted = potential.predict(labelled)
         pairs: list[Any] = list(zip(labelled, predicted, strict=True))
         return cls(

@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from sapis.core.errors import DataError
 from sapis.core.seeds import derive_seed
 from sapis.data.system import System
 from sapis.model.last_layer import LastLayer, last_weights
 from sapis.model.potential import Part, TransformerPotential
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
-from sapis.uncertainty.one_model import OneModel, atoms_of
+from sapis.uncertainty.one_model import OneModel, atoms_of, with_labels
 
 N_FOR_CURVATURE = 200  # frames whose forces are differentiated by each weight
 RIDGE = 1e-6  # of the mean curvature, added to all of it: weights that no frame determines
@@ -120,10 +119,7 @@ class Rows:
         Raises:
             DataError: none with energy and forces.
         """
-        labelled = [system for system in systems if system.energy is not None and system.forces is not None]
-        if not labelled:
-            raise DataError(expected="training frames with energies and forces", received=f"{len(systems)} without",
-                            where="uncertainty", todo="give labelled frames")
+        labelled = with_labels(systems)
         chosen = labelled[:: math.ceil(len(labelled) / N_FOR_CURVATURE)]
         energy, force, energies, forces = [], [], [], []
         own = last_weights(potential).double()

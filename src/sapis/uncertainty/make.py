@@ -12,9 +12,7 @@ from sapis.uncertainty.distance import Distance
 from sapis.uncertainty.ensemble import Ensemble
 from sapis.uncertainty.evidential import Evidential
 from sapis.uncertainty.last_layer import Laplace, Shallow
-from sapis.uncertainty.one_model import OneModel
-
-Uncertain = Ensemble | OneModel
+from sapis.uncertainty.uncertain import Uncertain
 
 
 def uncertain(model: TransformerPotential, config: UncertaintyConfig, train: Sequence[System], held: Sequence[System], *,

@@ -5,24 +5,24 @@ Nothing below these is touched, so all of it is made after a training, from its 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 
-from sapis.data.conditions import Conditions
+from sapis.core.errors import DataError
 from sapis.data.system import System
 from sapis.model.last_layer import LastLayer
 from sapis.model.potential import Part, TransformerPotential
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
 from sapis.potential.prediction import Prediction
+from sapis.uncertainty.uncertain import Uncertain
 
 
-class OneModel(nn.Module, ABC):
+class OneModel(Uncertain):
     """A potential that makes its uncertainty from one model.
 
     Args:
@@ -33,40 +33,16 @@ class OneModel(nn.Module, ABC):
     name: ClassVar[str]
 
     def __init__(self, potential: TransformerPotential, calibrations: Mapping[str, Calibration] | None = None) -> None:
-        super().__init__()
-        self.potential, self.calibrations = potential, dict(calibrations or {})
+        super().__init__(calibrations)
+        self.potential = potential
 
     @property
-    def elements(self) -> tuple[int, ...]:
-        """Atomic numbers, ascending."""
-        return self.potential.elements
-
-    @property
-    def cutoff(self) -> float:
-        """Å."""
-        return self.potential.cutoff
-
-    @property
-    def precision(self) -> str:
-        """``float32`` or ``float64``."""
-        return self.potential.precision
-
-    @property
-    def conditions(self) -> Conditions:
-        """Charges, multiplicities and levels of theory that it knows."""
-        return self.potential.conditions
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of weights of the model."""
-        return self.potential.n_parameters
-
-    def predict(self, systems: Sequence[System]) -> list[Prediction]:
-        """Means; raises what `TransformerPotential.predict` raises."""
-        return [found.mean for found in self.posterior(systems)]
+    def first(self) -> TransformerPotential:
+        """The model."""
+        return self.potential
 
     def posterior(self, systems: Sequence[System]) -> list[Posterior]:
-        """Means and calibrated deviations; raises what `TransformerPotential.predict` raises."""
+        """See `Uncertain.posterior`."""
         result = []
         for part in self.potential.batches(systems):
             found = self._posteriors(part, LastLayer(self.potential, part.batch))
@@ -105,3 +81,16 @@ def atoms_of(part: Part) -> list[slice]:
     """The atoms of each system of a batch."""
     ends = np.cumsum([len(system) for system in part.systems])
     return [slice(int(end) - len(system), int(end)) for system, end in zip(part.systems, ends, strict=True)]
+
+
+def with_labels(systems: Sequence[System]) -> list[System]:
+    """Those that have energy and forces.
+
+    Raises:
+        DataError: none has.
+    """
+    found = [system for system in systems if system.energy is not None and system.forces is not None]
+    if not found:
+        raise DataError(expected="training frames with energies and forces", received=f"{len(systems)} without",
+                        where="uncertainty", todo="give labelled frames")
+    return found
