@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import yaml
 
+from benchmarks.kill_resume import is_killed
 from benchmarks.run import DATA, HERE
 from sapis.core.files import hash_json, read_json
 from sapis.core.records import Record, Stopwatch, provenance, write_record
@@ -57,13 +57,8 @@ def finish(folder: Path) -> tuple[dict[str, Any], float]:
 
 def kill(folder: Path, life: float) -> int | None:
     """Start the run and kill it after ``life`` seconds: how many decisions there were; None if it was over before."""
-    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        process.wait(timeout=life)
+    if not is_killed(command(folder), life):
         return None
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     events = folder / "run" / EVENTS
     return len(read_json(events)) if events.exists() else 0
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +88,24 @@ def _run(recipe: Path) -> tuple[dict[str, str], float]:
     return {"model_hash": found[1], "file_hash": hash_file(recipe.parent / "out" / "model.sapis")}, time.monotonic() - start
 
 
+def is_killed(command: Sequence[str], life: float, log: Any = subprocess.DEVNULL) -> bool:
+    """Start ``command`` and kill it, with all that it has started, after ``life`` seconds; false if it was over before."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
+    try:
+        process.wait(timeout=life)
+        return False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+
+
 def _killed(recipe: Path, life: float) -> dict[str, Any] | None:
     """Start the run and kill it after ``life`` seconds: when and in which step; None if it was over before."""
     log = recipe.with_suffix(".log")
     with log.open("w") as file:
-        process = subprocess.Popen([*PROGRAM, str(recipe)], stdout=subprocess.DEVNULL, stderr=file, start_new_session=True)
-        try:
-            process.wait(timeout=life)
+        if not is_killed([*PROGRAM, str(recipe)], life, file):
             return None
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
     steps = re.findall(r"▶ \d+\. (\w+)", log.read_text(encoding="utf-8", errors="replace"))
     return {"after_seconds": round(life, 3), "in_step": steps[-1] if steps else "start"}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from sapis.core.errors import DataError
@@ -129,6 +130,17 @@ def labels_in(store: Store, systems: Sequence[System], config: LabelerConfig) ->
             frame = store[outcome]
             found.append(replace(system, energy=frame.energy, forces=frame.forces, stress=frame.stress))
     return found
+
+
+def label_at(path: Path, systems: Sequence[System], config: LabelerConfig, executor: Executor, *, limits: Limits | None = None,
+             is_quiet: bool = False) -> tuple[Labelling, list[System | Failure]]:
+    """Label ``systems`` into the store at ``path``, which is made if it is not there: what was done, and what came of each.
+
+    Arguments and errors are those of `label_into`.
+    """
+    with Store.at(path) as store:
+        done = label_into(store, systems, config, executor, limits=limits, total=len(systems), is_quiet=is_quiet)
+        return done, labels_in(store, systems, config)
 
 
 def _missing(systems: Iterable[System], journal: Journal, found: Labelling, writing: _Writing, show: Callable[[], None],

@@ -26,7 +26,6 @@ from sapis.core.records import Record
 from sapis.core.seeds import derive_seed, generator
 from sapis.core.version import __version__
 from sapis.data.formats import read_systems, write_systems
-from sapis.data.store import Store
 from sapis.data.system import System
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import LocalExecutor
@@ -34,7 +33,7 @@ from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import label_into, labels_in
+from sapis.labelers.labelling import label_at
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.recipe import SystemConfig
@@ -240,9 +239,7 @@ class _Run:
 
         def run() -> dict[str, Any]:
             systems = read_systems(self._path(number, "chosen.extxyz"))
-            with Store.at(self.work.path(STORE)) as store:
-                cost = label_into(store, systems, recipe.labeler, LocalExecutor(recipe.workers), total=len(systems))
-                outcomes = labels_in(store, systems, recipe.labeler)
+            done, outcomes = label_at(self.work.path(STORE), systems, recipe.labeler, LocalExecutor(recipe.workers))
             labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
             failures = [{"number": k, "kind": outcome.kind, "reason": outcome.reason} for k, outcome in enumerate(outcomes)
                         if isinstance(outcome, Failure)]
@@ -255,7 +252,7 @@ class _Run:
             isolated = {} if number else isolated_atom_energies(labeler, {int(z) for one in systems for z in one.numbers})
             return {"n_labelled": len(labelled), "failures": failures, "method": labeler.method,
                     "isolated": {str(z): energy for z, energy in isolated.items()},
-                    "cost": {"cpu_seconds": cost.cpu_seconds}}
+                    "cost": {"cpu_seconds": done.cpu_seconds}}
 
         inputs = self._settings("labeler", "to_level") | chosen.result["files"]
         record = self._step(number, "labels", inputs, "labelled.extxyz", run)

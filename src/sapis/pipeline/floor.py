@@ -17,9 +17,8 @@ from sapis.core.errors import DataError
 from sapis.core.files import read_json, write_json
 from sapis.core.seeds import generator
 from sapis.data.neighbors import edge_list
-from sapis.data.store import Store
 from sapis.data.system import System
-from sapis.labelers.labelling import label_into, labels_in
+from sapis.labelers.labelling import label_at
 from sapis.model.config import ModelConfig, dial
 from sapis.pipeline.label import LabelRequest, executor_of
 from sapis.pipeline.scale import known_pool, read_study
@@ -124,9 +123,8 @@ def seen_by_force(system: System, atom: int, cutoff: float, n_layers: int) -> np
 
 def _labelled(path: Path, systems: Sequence[System], request: LabelRequest) -> list[System | None]:
     """What came of each; None where it failed."""
-    with Store.at(path) as store:
-        label_into(store, systems, request.labeler, executor_of(request), limits=request.limits, total=len(systems))
-        return [found if isinstance(found, System) else None for found in labels_in(store, systems, request.labeler)]
+    _, outcomes = label_at(path, systems, request.labeler, executor_of(request), limits=request.limits)
+    return [found if isinstance(found, System) else None for found in outcomes]
 
 
 def known_floor(folder: Path) -> Floor | None:

@@ -20,7 +20,7 @@ from sapis.executors.executor import Executor
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import label_into, labels_in
+from sapis.labelers.labelling import label_at
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.scaling.plan import Size
@@ -143,9 +143,7 @@ class PoolToLabel(Pool):
         return float(np.mean([labeler.label(system.without_labels()).cpu_seconds for system in frames]))
 
     def _labelled(self, systems: Sequence[System], *, is_quiet: bool = True) -> list[System]:
-        with Store.at(self.store) as opened:
-            label_into(opened, systems, self.labeler, self.executor, total=len(systems), is_quiet=is_quiet)
-            found = labels_in(opened, systems, self.labeler)
+        _, found = label_at(self.store, systems, self.labeler, self.executor, is_quiet=is_quiet)
         # One level of theory for all, whatever the structures come from.
         return [replace(system, level="") for system in found if isinstance(system, System)]
 

@@ -18,14 +18,13 @@ from sapis.data.formats import read_systems, write_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.reference import ReferenceEnergies
 from sapis.data.splits import Split, holdout_temperature, split_in_time
-from sapis.data.store import Store
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import LocalExecutor
 from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import isolated_atom_energies
-from sapis.labelers.labelling import label_into, labels_in
+from sapis.labelers.labelling import label_at
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.auto import grow_on
@@ -75,9 +74,7 @@ def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
 def labels(recipe: Recipe, source: Path, store: Path, target: Path) -> dict[str, Any]:
     """Energies and forces of the candidates, kept in ``store``; failures are recorded, not labels."""
     systems = read_systems(source)
-    with Store.at(store) as opened:
-        label_into(opened, systems, recipe.labeler, LocalExecutor(recipe.workers), total=len(systems))
-        outcomes = labels_in(opened, systems, recipe.labeler)
+    _, outcomes = label_at(store, systems, recipe.labeler, LocalExecutor(recipe.workers))
     labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
     failures = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
     if len(labelled) < MIN_FRAMES:
