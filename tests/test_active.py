@@ -44,7 +44,7 @@ def recipe(folder: Path, **changes: object) -> ActiveRecipe:
     ase.io.write(folder / "cluster.xyz", Icosahedron("Cu", 2))
     values: dict[str, object] = {
         "system": {"file": "cluster.xyz"}, "output": "out", "labeler": {"name": "emt"}, "n_start": 20, "rounds": 2,
-        "n_per_round": 10, "n_candidates": 40, "temperatures_K": [300, 900],
+        "n_per_round": 10, "n_candidates": 40, "temperatures_K": [300, 900], "strategy": "largest",
         "candidates": {"n_replicas": 2, "equilibration_fs": 20, "rattle_fraction": 0.0}, "workers": 1,
         "model": {"preset": "nano", "n_layers": 1, "cutoff": 4.0}, "training": {"epochs": 5, "validations": 2, "warmup_steps": 5}}
     (folder / "active.yaml").write_text(yaml.safe_dump({**values, **changes}))
@@ -132,3 +132,19 @@ def test_a_pool_and_a_model_to_begin_from(finished: Path, tmp_path: Path) -> Non
     assert len(found.rounds) == 2 and found.rounds[-1].result["n_train"] + found.rounds[-1].result["n_held"] == 30
     with pytest.raises(ConfigError, match="either a system or a pool"):
         recipe(tmp_path / "other", pool="pool.extxyz")
+
+
+@pytest.mark.slow
+def test_candidates_by_displacements_and_by_dynamics_with_a_bias(tmp_path: Path) -> None:
+    pytest.importorskip("rdkit", reason="RDKit is not installed")
+    pytest.importorskip("tblite", reason="tblite is not installed")
+    with pytest.raises(ConfigError, match="SMILES"):
+        recipe(tmp_path / "other", displaced_fraction=0.5)
+    dynamics = {"n_replicas": 2, "equilibration_fs": 20, "rattle_fraction": 0.0, "bias": 0.2}
+    active(recipe(tmp_path / "run", system={"smiles": "CCO"}, labeler={"name": "gfn2", "max_force_eV_A": 30}, rounds=1,
+                  displaced_fraction=0.5, candidates=dynamics, energy_window_eV_atom=1e-3))
+    folder = tmp_path / "run" / "out"
+    sources = [frame.tags["source"] for frame in read_systems(folder / "round-00" / "candidates.extxyz")]
+    assert len(sources) == 40 and sources.count("md") == 20 and {"vibration", "torsion", "stretch"} < set(sources)
+    choice = read_json(folder / "records" / "round-01-choice.json")["result"]
+    assert choice["left_out"]["energy or forces too high"] > 0 and choice["n_asked"] > 0

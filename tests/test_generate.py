@@ -21,6 +21,7 @@ from sapis.generate.displacements import (
     Conformer,
     SOFTEST_eV_A2,
     conformer,
+    displaced,
     is_plausible,
     paired,
     spread_out,
@@ -50,6 +51,16 @@ def test_molecules_are_different_valid_small_and_those_of_the_seed() -> None:
         assert Chem.MolToSmiles(molecule) == smiles and abs(Chem.GetFormalCharge(molecule)) <= 1
         elements |= {atom.GetSymbol() for atom in Chem.AddHs(molecule).GetAtoms()}
     assert elements == {"H", "C", "N", "O", "F", "P", "S", "Cl", "Br"}
+
+
+def test_displacements_are_as_many_as_asked_for_and_of_three_kinds() -> None:
+    starts = load_structure("CCCO", n_conformers=3)
+    frames = displaced("CCCO", starts, 60, [300.0, 600.0], np.random.default_rng(0))
+    assert len(frames) == 60 and all(is_plausible(frame) and frame.energy is None for frame in frames)
+    assert {frame.tags["source"] for frame in frames} == {"vibration", "torsion", "stretch"}
+    assert len({frame.structure_hash() for frame in frames}) == 60
+    rigid = displaced("C", load_structure("C"), 9, [300.0], np.random.default_rng(0))
+    assert {frame.tags["source"] for frame in rigid} == {"vibration", "stretch"}, "methane has nothing to turn"
 
 
 def test_vibrations_have_the_temperature_asked_for() -> None:

@@ -15,19 +15,22 @@ from scipy.stats import t as student
 
 from command import sapis
 from sapis.api import load, save
-from sapis.core.errors import DataError, ModelError, SimulationError
+from sapis.core.errors import ConfigError, DataError, ModelError, SimulationError
 from sapis.core.seeds import derive_seed
 from sapis.data.formats import read_systems
 from sapis.data.formats.xyz import write_systems
 from sapis.data.system import System
+from sapis.labelers.labeler import LabelerConfig
 from sapis.model.backend import backend
 from sapis.model.config import dial
 from sapis.model.dropout import channel_factors, dropped
 from sapis.model.last_layer import LastLayer, last_weights
 from sapis.model.potential import TransformerPotential
+from sapis.potential.biased import BiasedCalculator
 from sapis.potential.calibration import LEVELS, Calibration
 from sapis.potential.posterior import Posterior, UncertainPotential
 from sapis.simulate.md import run_nve
+from sapis.simulate.sampling import CandidatesConfig, Trajectory, simulate
 from sapis.so3.rotations import random_rotation
 from sapis.training.config import TrainingConfig
 from sapis.training.loop import Training, _Dropped
@@ -40,6 +43,7 @@ from sapis.uncertainty.last_layer import Laplace, Rows, Shallow
 from sapis.uncertainty.one_model import OneModel
 from sapis.uncertainty.scores import auroc, auroc_shifted, crps, scores
 from sapis.uncertainty.select import in_common_units, points_of, select
+from sapis.uncertainty.uncertain import Uncertain
 
 N = 20_000
 SAMPLE = Path(__file__).parents[1] / "docs" / "data" / "organic-gfn2-v1" / "sample.extxyz.gz"
@@ -249,6 +253,56 @@ def test_one_model_knows_its_doubt_and_keeps_it_in_its_file(
     assert again.single.config == members[0].config
     double = again.potential.with_precision("float64")
     assert double.precision == "float64" and double.predict([far])[0].energy == pytest.approx(known[1].mean.energy)
+
+
+@pytest.mark.parametrize("name", ["compiled", "padded", "edges"])
+@pytest.mark.parametrize("kind", [Laplace, Shallow, Distance, Evidential, Ensemble])
+def test_gradients_of_the_variance_are_its_differences(
+        members: list[TransformerPotential], kind: type[Uncertain], name: str) -> None:
+    systems = labelled_by(members[0], 30)
+    one = Ensemble(members) if kind is Ensemble else kind.fitted(members[0], systems)  # type: ignore[attr-defined]
+    one.calibrations = calibrate(one.posterior(systems), systems)
+    system, step = systems[0], 1e-4
+    with backend(name):
+        other, found = one.variance_gradients([replace(systems[1], positions=1.1 * water().positions), system])
+        assert not np.allclose(other, found)
+        for place in (0, 4, 8):
+            moved = np.zeros(9)
+            moved[place] = step
+            high, low = one.posterior([replace(system, positions=system.positions + sign * moved.reshape(3, 3))
+                                       for sign in (1, -1)])
+            slope = (high.energy_variance - low.energy_variance) / (2 * step)
+            assert found.flat[place] == pytest.approx(slope, rel=1e-4, abs=1e-6 * np.abs(found).max())
+
+
+def test_a_bias_draws_dynamics_to_what_is_not_known(members: list[TransformerPotential], tmp_path: Path) -> None:
+    systems = labelled_by(members[0])
+    doubtful = Distance.fitted(members[0], systems)
+    doubtful.calibrations = calibrate(doubtful.posterior(systems), systems)
+    atoms = systems[0].to_atoms()
+    atoms.calc = BiasedCalculator(doubtful, 0.3)
+    plain, (gradient,) = doubtful.posterior(systems[:1])[0], doubtful.variance_gradients(systems[:1])
+    bias = atoms.get_forces() - plain.mean.forces
+    assert np.linalg.norm(bias, axis=1).mean() == pytest.approx(0.3 * np.linalg.norm(plain.mean.forces, axis=1).mean())
+    np.testing.assert_allclose(bias / np.linalg.norm(bias), gradient / np.linalg.norm(gradient), atol=1e-9)
+    assert atoms.get_potential_energy() < plain.mean.energy
+
+    save(tmp_path / "model.sapis", doubtful, {})
+    driver = LabelerConfig(name="potential", arguments={"path": str(tmp_path / "model.sapis")}, is_stateless=True)
+    plan = Trajectory("md", systems[0].without_labels(), 300.0, 20)
+    how = CandidatesConfig(equilibration_fs=5, decorrelation_fs=2)
+    doubts = []
+    for strength in (0.0, 0.5):
+        frames, ending = simulate(plan, driver, how.model_copy(update={"bias": strength}), 1)
+        assert len(frames) == 20 and not ending
+        doubts.append(np.mean([found.energy_std for found in doubtful.posterior(frames)]))
+    assert doubts[1] > 1.15 * doubts[0]
+    limit = float(max(found.force_std.max() for found in doubtful.posterior([plan.start]))) * 1.02
+    frames, ending = simulate(plan, driver, how.model_copy(update={"max_uncertainty_eV_A": limit, "bias": 0.5}), 1)
+    assert ending and "uncertain" in ending and 0 < len(frames) < 20
+    assert doubtful.posterior(frames[-1:])[0].force_std.max() > limit
+    with pytest.raises(ConfigError, match="knows its doubt"):
+        simulate(plan, LabelerConfig(name="lj"), how.model_copy(update={"bias": 0.5}), 1)
 
 
 def test_the_evidential_loss_is_the_likelihood_of_students_distribution() -> None:

@@ -5,7 +5,7 @@ The force field (MMFF94, or UFF where that lacks parameters) only says where to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ase import units
 from ase.data import covalent_radii, vdw_radii
 from scipy.spatial.transform import Rotation
 
+from sapis.core.errors import MissingDependencyError
 from sapis.data.system import System
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 KCAL_MOL = units.kcal / units.mol
 STEP_A = 1e-3  # of the differences that give the Hessian
 SOFTEST_eV_A2 = 3.0  # force constants below are taken for this: softer motions are turns, for which there is `turned`
+OVERSAMPLING = 2  # times as many as wanted, of which the plausible ones are taken
 CLOSEST = 0.62  # of the sum of covalent radii; nothing nearer is kept
 VDW_UNKNOWN = 2.0  # Å
 STRETCH = (0.85, 1.6)  # of a bond's length
@@ -67,6 +69,31 @@ def conformer(molecule: Mol, system: System) -> Conformer:
         return np.array(field.CalcGrad(positions.ravel().tolist())).reshape(-1, 3) * KCAL_MOL
 
     return Conformer(system, own, gradient)
+
+
+def displaced(smiles: str, starts: list[System], n: int, temperatures_K: Sequence[float], rng: np.random.Generator,
+              ) -> list[System]:
+    """``n`` structures of conformers ``starts`` of a molecule, or fewer: in equal parts vibrations, turned bonds and stretched
+    bonds, of the last two as many as the molecule's bonds and the room between its atoms allow.
+
+    Raises:
+        MissingDependencyError: RDKit is not installed.
+    """
+    try:
+        from rdkit import Chem
+    except ImportError:
+        raise MissingDependencyError.of("rdkit", extra="smiles", purpose="vibrations and turned bonds of a SMILES") from None
+    molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    shapes = [conformer(molecule, start) for start in starts]
+    found: list[System] = []
+    for number, shape in enumerate(shapes):
+        share = n // len(shapes) + (number < n % len(shapes))
+        for more in (turned(shape, OVERSAMPLING * (share // 3), rng), stretched(shape, OVERSAMPLING * (share // 3), rng)):
+            found += [each for each in more if is_plausible(each)][: share // 3]
+        n_left = share - 2 * (share // 3)
+        vibrations = vibrated(shape, rng.choice(np.asarray(temperatures_K, dtype=float), OVERSAMPLING * n_left), rng)
+        found += [each for each in vibrations if is_plausible(each)][:n_left]
+    return [each.without_labels().with_tags(trajectory=str(each.tags["source"])) for each in found]
 
 
 def vibrated(start: Conformer, temperatures_K: np.ndarray, rng: np.random.Generator) -> list[System]:

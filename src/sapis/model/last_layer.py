@@ -6,6 +6,7 @@ potentials that share everything else, and costs no second evaluation of it.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from sapis.data.batch import Batch
@@ -61,6 +62,20 @@ class LastLayer:
         gradient = self.potential.scale * self._gradient(weights)
         gradient = gradient if self.fixed is None else gradient + self.fixed[1]
         return forces_and_virials(self.batch, self.links, gradient, self.vectors)
+
+    def gradient_of_features(self, cotangents: torch.Tensor) -> torch.Tensor:
+        """Of the sum of ``cotangents`` times the features, ``(atoms, features)`` each, by the positions, ``(atoms, 3)``."""
+        parts = cotangents.to(self.vectors.dtype).split(self.sizes, dim=1)
+        if self.chosen != "compiled":
+            with torch.enable_grad():
+                total = sum((part * own).sum() for part, own in zip(self.parts, parts, strict=True))
+                assert isinstance(total, torch.Tensor)
+                (gradient,) = torch.autograd.grad(total, self.moved, retain_graph=True)
+        else:
+            tape = self.program.tape
+            gradient = torch.from_numpy(np.sum([tape.backward(node, np.ascontiguousarray(own.numpy()), self.program.vectors)
+                                                for (node, _), own in zip(self.program.read, parts, strict=True)], axis=0))
+        return -self.links.forces(gradient)
 
     def _gradient(self, weights: torch.Tensor) -> torch.Tensor:
         parts = weights.split(self.sizes)

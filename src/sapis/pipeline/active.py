@@ -26,10 +26,12 @@ from sapis.core.records import Record
 from sapis.core.seeds import derive_seed, generator
 from sapis.core.version import __version__
 from sapis.data.formats import read_systems, write_systems
+from sapis.data.splits import nested_order
 from sapis.data.system import System
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import LocalExecutor
 from sapis.executors.outcome import Failure
+from sapis.generate.displacements import displaced
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import LabelerConfig
@@ -40,6 +42,7 @@ from sapis.pipeline.recipe import SystemConfig
 from sapis.pipeline.workspace import Workspace
 from sapis.report.active import ActiveStory, write_active_report
 from sapis.simulate.candidates import make_candidates
+from sapis.simulate.sampling import has_close_contact
 from sapis.simulate.structures import load_structure
 from sapis.training.fit import at_new_level, known_potential, new_potential
 from sapis.training.loop import Training
@@ -152,7 +155,8 @@ class _Run:
         if model is not None:
             driver = LabelerConfig(name="potential", arguments={"path": str(model)}, is_stateless=True,
                                    max_force_eV_A=recipe.labeler.max_force_eV_A)
-        inputs = self._settings("system", "pool", "n_candidates", "n_start", "temperatures_K", "candidates", "seed", "labeler")
+        inputs = self._settings("system", "pool", "n_candidates", "n_start", "temperatures_K", "candidates", "displaced_fraction",
+                                "seed", "labeler")
         inputs |= {"model": model and hash_file(model), "pool_hash": recipe.pool and hash_file(recipe.pool)}
 
         def run() -> dict[str, Any]:
@@ -160,10 +164,7 @@ class _Run:
             found = load_structure(system.smiles, system.file, system.charge, system.spin,
                                    n_conformers=recipe.candidates.n_conformers, seed=recipe.seed)
             if recipe.system is not None:
-                n = recipe.n_candidates if number else max(2 * recipe.n_start, recipe.n_start + 10)
-                seed = derive_seed(recipe.seed, "candidates", number)
-                found = make_candidates(found, driver, recipe.temperatures_K, n, recipe.candidates, seed,
-                                        self._path(number, "trajectories"), recipe.workers)
+                found = self._explored(number, found, driver, recipe.system.smiles)
             if len(found) < 2:
                 raise DataError(expected="candidates", received=f"{len(found)}", where=f"round {number}",
                                 todo="lower temperatures_K, or begin with more labels")
@@ -171,6 +172,19 @@ class _Run:
             return {"n": len(found)}
 
         return self._step(number, "candidates", inputs, "candidates.extxyz", run)
+
+    def _explored(self, number: int, starts: list[System], driver: LabelerConfig, smiles: str | None) -> list[System]:
+        """Candidates of a round, by dynamics and by displacements."""
+        recipe, dynamics = self.recipe, self.recipe.candidates
+        n = recipe.n_candidates if number else max(2 * recipe.n_start, recipe.n_start + 10)
+        n_displaced, seed = round(recipe.displaced_fraction * n), derive_seed(recipe.seed, "candidates", number)
+        if number == 0:  # what drives it then knows no doubt, or not of this system
+            dynamics = dynamics.model_copy(update={"bias": 0.0, "max_uncertainty_eV_A": None})
+        found = make_candidates(starts, driver, recipe.temperatures_K, n - n_displaced, dynamics, seed,
+                                self._path(number, "trajectories"), recipe.workers)
+        if n_displaced and smiles:
+            found += displaced(smiles, starts, n_displaced, recipe.temperatures_K, generator(seed, "displaced"))
+        return found
 
     def _is_reached(self, number: int) -> str:
         """Why no more labels are needed, if they are not."""
@@ -193,18 +207,23 @@ class _Run:
 
     def _choice(self, number: int, found: Record) -> Record:
         recipe = self.recipe
-        inputs = self._settings("strategy", "n_start", "n_per_round", "random_fraction", "seed") | found.result["files"]
+        inputs = found.result["files"] | self._settings(
+            "strategy", "n_start", "n_per_round", "random_fraction", "seed", "energy_window_eV_atom", "labeler")
         inputs |= {"known": [record.result["files"] for record in self.labels]}
 
         def run() -> dict[str, Any]:
-            candidates = self._new(read_systems(self._path(number, "candidates.extxyz")))
+            candidates, left_out = self._new(number)
             rng = generator(recipe.seed, "choice", number)
             n = recipe.n_per_round if number else recipe.n_start
             n_random = max(1 if number else MIN_HELD, round(recipe.random_fraction * n))
-            at_random = rng.permutation(len(candidates))[:n_random]
+            if number:
+                at_random = rng.permutation(len(candidates))[:n_random]
+            else:  # the first labels hold every element and charge, for the models of all rounds to know them
+                order = nested_order(candidates, derive_seed(recipe.seed, "start"))
+                asked, at_random = order[: n - n_random], rng.permutation(order[n - n_random :])[:n_random]
             rest = np.setdiff1d(np.arange(len(candidates)), at_random)
-            if len(rest) == 0:
-                raise DataError(expected=f"more than {n_random} candidates that are not labelled yet",
+            if len(rest) == 0 or len(at_random) < n_random:
+                raise DataError(expected=f"more than {n if number == 0 else n_random} candidates that are not labelled yet",
                                 received=str(len(candidates)), where=f"round {number}",
                                 todo="give a larger pool or more n_candidates, or fewer rounds")
             stds = np.zeros(len(candidates))
@@ -214,25 +233,42 @@ class _Run:
                 points, known = in_common_units(points_of(potential.first, candidates),
                                                 points_of(potential.first, self._known(ASKED)))
                 asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=known, rng=rng)]
-            else:
-                asked = rng.permutation(rest)[: n - n_random]
             chosen = [candidates[k].with_tags(arm=arm, uncertainty_eV_A=float(stds[k])) for arm, numbers in (
                 (ASKED, asked), (RANDOM, at_random)) for k in numbers]
             write_systems(self._path(number, "chosen.extxyz"), chosen)
-            return {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(candidates),
+            return {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(candidates), "left_out": left_out,
                     "uncertainty_asked_eV_A": float(stds[asked].mean()), "uncertainty_all_eV_A": float(stds.mean())}
 
         return self._step(number, "choice", inputs, "chosen.extxyz", run)
 
-    def _new(self, candidates: Sequence[System]) -> list[System]:
-        """Those that are not labelled yet, each once."""
+    def _new(self, number: int) -> tuple[list[System], dict[str, int]]:
+        """Candidates that are not labelled yet, each once, and how many were left out for what they are."""
         seen = {system.structure_hash() for arm in (ASKED, RANDOM) for system in self._known(arm)}
-        fresh: dict[str, System] = {}
-        for system in candidates:
-            key = system.structure_hash()
-            if key not in seen:
-                fresh.setdefault(key, system)
-        return list(fresh.values())
+        fresh = {system.structure_hash(): system for system in read_systems(self._path(number, "candidates.extxyz"))}
+        found = [system for key, system in fresh.items() if key not in seen]
+        plausible = [system for system in found if not has_close_contact(system)]
+        left_out = {"atoms too close": len(found) - len(plausible)}
+        if number:
+            inside = self._within_limits(number, plausible)
+            left_out["energy or forces too high"] = len(plausible) - len(inside)
+            plausible = inside
+        return plausible, left_out
+
+    def _within_limits(self, number: int, systems: Sequence[System]) -> list[System]:
+        """Those of whose energies and forces the present model says that they are worth a label."""
+        window, limit = self.recipe.energy_window_eV_atom, self.recipe.labeler.max_force_eV_A
+        if window is None and limit is None:
+            return list(systems)
+        lowest: dict[str, float] = {}
+        for system in (*self._known(ASKED), *self._known(RANDOM)):
+            if system.energy is not None:
+                lowest[system.formula] = min(system.energy, lowest.get(system.formula, np.inf))
+        kept = []
+        for system, found in zip(systems, self._present(number - 1).predict(systems), strict=True):
+            above = (found.energy - lowest.get(system.formula, found.energy)) / len(system)
+            if above <= (np.inf if window is None else window) and np.abs(found.forces).max() <= (limit or np.inf):
+                kept.append(system)
+        return kept
 
     def _labels(self, number: int, chosen: Record) -> Record:
         recipe = self.recipe

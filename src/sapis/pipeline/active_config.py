@@ -36,6 +36,11 @@ class ActiveRecipe(Config):
     n_candidates: int = Field(400, ge=10, description="structures to choose from in each round")
     temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 600.0], min_length=1)
     candidates: CandidatesConfig = CandidatesConfig(rattle_fraction=0.0)
+    displaced_fraction: float = Field(
+        0.0, ge=0, lt=1, description="of the candidates of a SMILES: vibrations, turned bonds and stretched bonds, no dynamics")
+    energy_window_eV_atom: float | None = Field(
+        None, gt=0, description="candidates that the model puts higher than this above the lowest label of their composition are "
+        "left out")
     target_meV_A: float | None = Field(
         None, gt=0, description="stop when the model bounds 95 % of its force errors on fresh candidates by this")
     uncertainty: UncertaintyConfig = UncertaintyConfig(method="distance")
@@ -50,6 +55,8 @@ class ActiveRecipe(Config):
             raise ValueError("either a system or a pool")
         if self.to_level and self.start is None:
             raise ValueError("start with to_level: a new model takes its level of theory from the labels")
+        if self.displaced_fraction and not (self.system and self.system.smiles):
+            raise ValueError("displaced_fraction with a system that is given as a SMILES: bonds are not known otherwise")
         if self.uncertainty.method in ("none", "dropout"):
             raise ValueError("an uncertainty among distance, laplace, shallow, evidential and ensemble")
         return self

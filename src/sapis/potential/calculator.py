@@ -52,11 +52,7 @@ class SapisCalculator(Calculator):
     def calculate(self, atoms: Atoms | None = None, properties: list[str] | None = None,
                   system_changes: list[str] = all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
-        held = self.atoms
-        assert held is not None  # ASE's own calculate keeps a copy of atoms
-        bare = System.from_atoms(held)
-        charge, spin = electrons(held.info, bare.error)
-        system = replace(bare, charge=charge, spin=spin, level=self.level)
+        system = self._system()
         doubt: dict[str, Any] = {}
         if isinstance(self.potential, UncertainPotential):
             (posterior,) = self.potential.posterior([system])
@@ -70,3 +66,11 @@ class SapisCalculator(Calculator):
         }
         if prediction.stress is not None:
             self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress)
+
+    def _system(self) -> System:
+        """That of the present calculation."""
+        held = self.atoms
+        assert held is not None  # ASE's own calculate keeps a copy of atoms
+        bare = System.from_atoms(held)
+        charge, spin = electrons(held.info, bare.error)
+        return replace(bare, charge=charge, spin=spin, level=self.level)

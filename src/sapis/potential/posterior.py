@@ -85,3 +85,7 @@ class UncertainPotential(Potential, Protocol):
     def posterior(self, systems: Sequence[System]) -> list[Posterior]:
         """Means and deviations of each system, in order."""
         ...
+
+    def variance_gradients(self, systems: Sequence[System]) -> list[np.ndarray]:
+        """Of the energy variance of each system by its positions, eV^2/Å, ``(atoms, 3)``: where doubt grows."""
+        ...

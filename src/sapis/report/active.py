@@ -84,10 +84,12 @@ def _asked(story: ActiveStory) -> Html:
     for k, found in enumerate(story.rounds):
         if "choice" in found and "labels" in found:
             choice, labels = found["choice"].result, found["labels"].result
-            rows.append((k, number(choice["n_candidates"]), number(choice["n_asked"]), number(choice["n_random"]),
+            rows.append((k, number(choice["n_candidates"]), number(sum(choice["left_out"].values())),
+                         number(choice["n_asked"]), number(choice["n_random"]),
                          number(choice["uncertainty_all_eV_A"]), number(choice["uncertainty_asked_eV_A"]),
                          number(len(labels["failures"]))))
-    head = ["Round", "Candidates", "Asked", "At random", "Uncertainty of all (eV/Å)", "Of those asked", "Failed labels"]
+    head = ["Round", "Candidates", "Left out", "Asked", "At random", "Uncertainty of all (eV/Å)", "Of those asked",
+            "Failed labels"]
     failures = [tag("p", f"round {k}, structure {each['number']}: {each['kind']}: {each['reason']}", class_="note")
                 for k, found in enumerate(story.rounds) if "labels" in found for each in found["labels"].result["failures"]]
     return join([table(head, rows, n_text=0), *failures])

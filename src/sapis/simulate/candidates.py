@@ -140,7 +140,7 @@ def _finished(folder: Path, plan: Trajectory, plan_hash: str) -> Record | None:
 
 
 def _plan_hash(plan: Trajectory, method: dict[str, Any], config: CandidatesConfig, seed: int) -> str:
-    settings = {"timestep_fs", "friction_per_fs", "equilibration_fs", "decorrelation_fs"}
+    settings = {"timestep_fs", "friction_per_fs", "equilibration_fs", "decorrelation_fs", "bias", "max_uncertainty_eV_A"}
     dynamics = config.model_dump(include=settings)
     return hash_json({
         "name": plan.name, "start": plan.start.structure_hash(), "tags": dict(plan.start.tags),

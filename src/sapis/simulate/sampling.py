@@ -6,18 +6,23 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from sapis.core.config import Config
+from sapis.core.errors import ConfigError
 from sapis.core.seeds import generator
 from sapis.data.system import System
 from sapis.executors.outcome import Failure
 from sapis.executors.worker import report_progress
 from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
+from sapis.potential.biased import BiasedCalculator
+from sapis.potential.calculator import SapisCalculator
+from sapis.potential.posterior import UncertainPotential
+from sapis.simulate.md import UNCERTAIN
 
 if TYPE_CHECKING:
     from ase.md.langevin import Langevin
@@ -42,6 +47,10 @@ class CandidatesConfig(Config):
         decorrelation_fs: between two frames.
         rattle_fraction: of the candidates, rattled and not from dynamics.
         rattle_stdev_A: smallest and largest standard deviation of the rattling.
+        bias: with a potential that knows its doubt, how strongly dynamics is drawn to what it does not know, see
+            `BiasedCalculator`; after the equilibration.
+        max_uncertainty_eV_A: with such a potential, a trajectory ends with the first frame in which the force on an atom is
+            less certain than this.
     """
 
     n_conformers: int = Field(default=4, ge=1)
@@ -52,6 +61,8 @@ class CandidatesConfig(Config):
     decorrelation_fs: float = Field(default=20.0, gt=0)
     rattle_fraction: float = Field(default=0.1, ge=0, le=1)
     rattle_stdev_A: tuple[float, float] = (0.01, 0.04)
+    bias: float = Field(default=0.0, ge=0, le=2)
+    max_uncertainty_eV_A: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> CandidatesConfig:
@@ -119,19 +130,47 @@ def simulate(
     n_between = max(1, round(config.decorrelation_fs / config.timestep_fs))
     n_steps = math.ceil(config.equilibration_fs / config.timestep_fs)
     frames: list[System] = []
-    for _ in range(plan.n_frames):
+    doubtful = _doubtful(atoms.calc, config)
+    if config.max_uncertainty_eV_A is not None:
+        dynamics.attach(_stop_above, atoms=atoms, limit=config.max_uncertainty_eV_A)
+    problem = _advance(dynamics, n_steps, plan.temperature_K)
+    if doubtful is not None and config.bias:
+        atoms.calc = BiasedCalculator(doubtful.potential, config.bias, level=doubtful.level)
+    while not problem and len(frames) < plan.n_frames:
         n_steps += n_between
         problem = _advance(dynamics, n_steps, plan.temperature_K)
-        if problem:
-            kept = f"{len(frames)} of {plan.n_frames} frames kept"
-            return frames, f"stopped after {dynamics.nsteps * config.timestep_fs:g} fs: {problem}; {kept}"
-        frame = replace(plan.start, positions=atoms.get_positions())
-        frames.append(frame.without_labels().with_tags(
-            source="md", trajectory=plan.name, temperature_K=plan.temperature_K,
-            time_fs=n_steps * config.timestep_fs,
-        ))
-        report_progress(1)
-    return frames, None
+        if not problem or problem.startswith(UNCERTAIN):
+            frame = replace(plan.start, positions=atoms.get_positions())
+            frames.append(frame.without_labels().with_tags(
+                source="md", trajectory=plan.name, temperature_K=plan.temperature_K,
+                time_fs=dynamics.nsteps * config.timestep_fs,
+            ))
+            report_progress(1)
+    if not problem:
+        return frames, None
+    kept = f"{len(frames)} of {plan.n_frames} frames kept"
+    return frames, f"stopped after {dynamics.nsteps * config.timestep_fs:g} fs: {problem}; {kept}"
+
+
+def _doubtful(calculator: object, config: CandidatesConfig) -> Any:
+    """``calculator``, if what is asked for needs one that knows its doubt."""
+    if not config.bias and config.max_uncertainty_eV_A is None:
+        return None
+    if not (isinstance(calculator, SapisCalculator) and isinstance(calculator.potential, UncertainPotential)):
+        raise ConfigError(expected="a driver of the dynamics that knows its doubt", received=type(calculator).__name__,
+                          where="candidates: bias or max_uncertainty_eV_A", todo="name a model trained with an uncertainty, or "
+                          "leave these settings out")
+    return calculator
+
+
+class _TooUncertain(Exception):
+    """Ends a trajectory."""
+
+
+def _stop_above(atoms: Any, limit: float) -> None:
+    doubt = float(np.max(atoms.calc.results["forces_uncertainty"]))
+    if not doubt <= limit:
+        raise _TooUncertain(f"{UNCERTAIN}: a force by {doubt:.3g} eV/Å, more than {limit:g}")
 
 
 def _advance(dynamics: Langevin, n_steps: int, temperature_K: float) -> str | None:
@@ -140,6 +179,8 @@ def _advance(dynamics: Langevin, n_steps: int, temperature_K: float) -> str | No
     try:
         dynamics.run(n_steps - dynamics.nsteps)
         force = float(np.abs(atoms.get_forces()).max())
+    except _TooUncertain as reason:
+        return str(reason)
     except Exception as error:  # an exploding structure breaks a calculator in many ways
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     heat = atoms.get_temperature()
@@ -172,7 +213,7 @@ def _rattled(start: System, stdev: tuple[float, float], rng: np.random.Generator
         rattled = replace(
             start.without_labels(), positions=start.positions + rng.normal(scale=scale, size=(len(start), 3))
         )
-        if not _has_close_contact(rattled):
+        if not has_close_contact(rattled):
             return rattled.with_tags(source="rattle", trajectory="rattle", stdev_A=scale)
     raise start.error(
         expected=f"atoms no closer than {CLOSE_CONTACT} covalent bond lengths after rattling",
@@ -181,7 +222,8 @@ def _rattled(start: System, stdev: tuple[float, float], rng: np.random.Generator
     )
 
 
-def _has_close_contact(system: System) -> bool:
+def has_close_contact(system: System) -> bool:
+    """Whether two atoms are nearer than `CLOSE_CONTACT` of a bond's length, images included."""
     from ase.neighborlist import natural_cutoffs, neighbor_list
 
     atoms = system.to_atoms()

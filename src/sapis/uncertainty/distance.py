@@ -12,7 +12,7 @@ from sapis.model.last_layer import LastLayer
 from sapis.model.potential import Part, TransformerPotential
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
-from sapis.uncertainty.one_model import OneModel, atoms_of
+from sapis.uncertainty.one_model import OneModel, atoms_of, sums_over_atoms
 
 SHRINKAGE = 0.05  # of a covariance of features towards its mean variance
 
@@ -54,11 +54,19 @@ class Distance(OneModel):
         return cls(potential, torch.stack(means), torch.stack(precisions))
 
     def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
-        features, species = layer.features.double(), part.batch.species
-        squares = np.empty(len(species))
-        for kind in species.unique().tolist():
-            own = species == kind
-            moved = features[own] - self.get_buffer("means")[kind]
-            squares[own.numpy()] = ((moved @ self.get_buffer("precisions")[kind]) * moved).mean(1).numpy()
+        squares = self._squares(part, layer.features.double()).numpy()
         return [Posterior(prediction, float(squares[rows].sum()), squares[rows, None, None] * np.eye(3))
                 for prediction, rows in zip(self._mean(part, layer, layer.weights), atoms_of(part), strict=True)]
+
+    def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:
+        return sums_over_atoms(part, self._squares(part, features))
+
+    def _squares(self, part: Part, features: torch.Tensor) -> torch.Tensor:
+        """Of the distance of each atom, ``(atoms,)``."""
+        species = part.batch.species
+        squares = features.new_zeros(len(species))
+        for kind in species.unique().tolist():
+            own = torch.nonzero(species == kind)[:, 0]
+            moved = features[own] - self.get_buffer("means")[kind]
+            squares = squares.index_copy(0, own, ((moved @ self.get_buffer("precisions")[kind]) * moved).mean(1))
+        return squares

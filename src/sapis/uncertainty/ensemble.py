@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from sapis.core.errors import ModelError
@@ -71,6 +72,16 @@ class Ensemble(Uncertain):
         predicted = [member.predict(systems) for member in self]
         return [Posterior.of_members(found).calibrated(self.calibrations, system.numbers)
                 for system, *found in zip(systems, *predicted, strict=True)]
+
+    def variance_gradients(self, systems: Sequence[System]) -> list[np.ndarray]:
+        """See `Uncertain.variance_gradients`: of ``sum (E_m - E)^2 / (M - 1)``."""
+        found = []
+        for members in zip(*(member.predict(systems) for member in self), strict=True):
+            energies, forces = np.array([one.energy for one in members]), np.stack([one.forces for one in members])
+            shifts = energies - energies[0]
+            moved = shifts - shifts.mean()
+            found.append(-2 * self._energy_factor() ** 2 / (len(members) - 1) * np.einsum("m,mia->ia", moved, forces))
+        return found
 
     def settings(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values."""

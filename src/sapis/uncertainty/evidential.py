@@ -77,13 +77,15 @@ class Evidential(OneModel):
         return torch.stack([nu + 1e-3, alpha + 1.01, beta + 1e-6])
 
     def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
-        features, units = layer.features.double(), self.get_buffer("units")
-        systems = torch.repeat_interleave(torch.tensor([len(system) for system in part.systems]))
+        features = layer.features.double()
         with torch.no_grad():
-            forces = units[0] ** 2 * variance(self._evidence(features, "forces"))
-            energies = units[1] ** 2 * variance(_together(self._evidence(features, "energy"), systems))
+            forces = self.get_buffer("units")[0] ** 2 * variance(self._evidence(features, "forces"))
+            energies = self._energy_variances(part, features)
         return [Posterior(prediction, float(energies[n]), forces[rows, None, None].numpy() * np.eye(3))
                 for n, (prediction, rows) in enumerate(zip(self._mean(part, layer, layer.weights), atoms_of(part), strict=True))]
+
+    def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:
+        return self.get_buffer("units")[1] ** 2 * variance(_together(self._evidence(features, "energy"), part.batch.graph))
 
     def with_precision(self, precision: str) -> Evidential:
         """A copy that computes in ``precision``; its networks are float64 always."""

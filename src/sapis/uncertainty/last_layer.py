@@ -19,7 +19,7 @@ from sapis.model.last_layer import LastLayer, last_weights
 from sapis.model.potential import Part, TransformerPotential
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
-from sapis.uncertainty.one_model import OneModel, atoms_of, with_labels
+from sapis.uncertainty.one_model import OneModel, atoms_of, sums_over_atoms, with_labels
 
 N_FOR_CURVATURE = 200  # frames whose forces are differentiated by each weight
 RIDGE = 1e-6  # of the mean curvature, added to all of it: weights that no frame determines
@@ -53,11 +53,13 @@ class Laplace(OneModel):
         features = self.potential.scale * layer.features.double()
         covariance = self.get_buffer("covariance")
         own = torch.einsum("ap,pq,aq->a", features, covariance, features).numpy()
-        found = []
-        for prediction, rows in zip(self._mean(part, layer, layer.weights), atoms_of(part), strict=True):
-            total = features[rows].sum(0)
-            found.append(Posterior(prediction, float(total @ covariance @ total), own[rows, None, None] * np.eye(3)))
-        return found
+        totals = self._energy_variances(part, layer.features.double())
+        return [Posterior(prediction, float(total), own[rows, None, None] * np.eye(3)) for prediction, rows, total in zip(
+            self._mean(part, layer, layer.weights), atoms_of(part), totals, strict=True)]
+
+    def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:
+        totals = sums_over_atoms(part, self.potential.scale * features)
+        return torch.einsum("sp,pq,sq->s", totals, self.get_buffer("covariance"), totals)
 
 
 class Shallow(OneModel):
@@ -97,6 +99,9 @@ class Shallow(OneModel):
     def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
         members = [self._mean(part, layer, head.to(layer.weights.dtype)) for head in self.get_buffer("heads")]
         return [Posterior.of_members(found) for found in zip(*members, strict=True)]
+
+    def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:
+        return (sums_over_atoms(part, self.potential.scale * features) @ self.get_buffer("heads").T).var(1)
 
 
 class Rows:

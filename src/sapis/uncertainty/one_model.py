@@ -50,9 +50,25 @@ class OneModel(Uncertain):
                        for system, each in zip(part.systems, found, strict=True)]
         return result
 
+    def variance_gradients(self, systems: Sequence[System]) -> list[np.ndarray]:
+        """See `Uncertain.variance_gradients`."""
+        found = []
+        for part in self.potential.batches(systems):
+            layer = LastLayer(self.potential, part.batch)
+            with torch.enable_grad():
+                features = layer.features.double().requires_grad_()
+                (cotangents,) = torch.autograd.grad(self._energy_variances(part, features).sum(), features)
+            gradient = self._energy_factor() ** 2 * layer.gradient_of_features(cotangents).double().numpy()
+            found += [gradient[rows] for rows in atoms_of(part)]
+        return found
+
     @abstractmethod
     def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
         """Of a batch, not calibrated."""
+
+    @abstractmethod
+    def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:
+        """Of the energy of each system, as a function of ``features`` ``(atoms, features)`` float64, eV^2, ``(systems,)``."""
 
     def _mean(self, part: Part, layer: LastLayer, weights: torch.Tensor) -> list[Prediction]:
         """What the model says with ``weights`` as its last ones."""
@@ -81,6 +97,11 @@ def atoms_of(part: Part) -> list[slice]:
     """The atoms of each system of a batch."""
     ends = np.cumsum([len(system) for system in part.systems])
     return [slice(int(end) - len(system), int(end)) for system, end in zip(part.systems, ends, strict=True)]
+
+
+def sums_over_atoms(part: Part, values: torch.Tensor) -> torch.Tensor:
+    """For each system, ``(systems, ...)``, of ``values`` ``(atoms, ...)``."""
+    return values.new_zeros(len(part.systems), *values.shape[1:]).index_add(0, part.batch.graph, values)
 
 
 def with_labels(systems: Sequence[System]) -> list[System]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from sapis.data.conditions import Conditions
@@ -72,3 +73,14 @@ class Uncertain(nn.Module, ABC):
     @abstractmethod
     def posterior(self, systems: Sequence[System]) -> list[Posterior]:
         """Means and calibrated deviations; raises what `predict` raises."""
+
+    @abstractmethod
+    def variance_gradients(self, systems: Sequence[System]) -> list[np.ndarray]:
+        """Gradient of the calibrated energy variance of each system by its positions, eV^2/Å, ``(atoms, 3)``; raises what
+        `predict` raises.
+        """
+
+    def _energy_factor(self) -> float:
+        """By which calibration multiplies the deviation of energies."""
+        known = self.calibrations.get("energy")
+        return 1.0 if known is None else float(known.corrected(np.ones(1))[0])
