@@ -39,6 +39,15 @@ class Fragile(EMT):
         super().calculate(atoms, *arguments, **settings)
 
 
+class Dear(Fragile):
+    """Another level of theory: a thousand eV away."""
+
+    def calculate(self, *arguments: Any, **settings: Any) -> None:
+        super().calculate(*arguments, **settings)
+        self.results["energy"] += 1000.0
+        self.results["free_energy"] = self.results["energy"]
+
+
 def recipe(folder: Path, **changes: object) -> ActiveRecipe:
     folder.mkdir(exist_ok=True)
     ase.io.write(folder / "cluster.xyz", Icosahedron("Cu", 2))
@@ -148,3 +157,22 @@ def test_candidates_by_displacements_and_by_dynamics_with_a_bias(tmp_path: Path)
     assert len(sources) == 40 and sources.count("md") == 20 and {"vibration", "torsion", "stretch"} < set(sources)
     choice = read_json(folder / "records" / "round-01-choice.json")["result"]
     assert choice["left_out"]["energy or forces too high"] > 0 and choice["n_asked"] > 0
+
+
+@pytest.mark.slow
+def test_cheap_labels_come_first(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="breadth with a system"):
+        recipe(tmp_path / "other", start="model.sapis", breadth={})
+    cheap = {"labeler": {"name": "emt"}, "temperatures_K": [300], "budget": {"labels": 40, "cpu_seconds": 60},
+             "training": {"epochs": 3, "validations": 1}, "candidates": {"n_replicas": 2, "equilibration_fs": 20},
+             "dynamics": {"nve_ps": 0.02, "order_ps": 0.02, "nvt_ps": 0.02}}
+    dear = {"name": "ase", "calculator": "test_active.Dear", "level": "dear"}
+    found = active(recipe(tmp_path / "run", breadth=cheap, labeler=dear, rounds=1))
+    folder = tmp_path / "run" / "out"
+    assert len(Store(folder / "breadth" / "labels.store")) == 40 and len(Store(folder / "labels.store")) <= 30
+    model = load(found.model)
+    assert model.potential.conditions.levels == ("dear",)  # type: ignore[union-attr]
+    first = read_json(folder / "records" / "round-00-model.json")["result"]["after"]["asked"]
+    assert first["energy_rmse_meV_atom"] < 1000, "the new level has reference energies of its own"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "cheap training" in page and "cheap labels" in page

@@ -22,7 +22,7 @@ from sapis.api import load, save
 from sapis.core.errors import DataError
 from sapis.core.files import hash_file
 from sapis.core.memory import keep_freed_memory
-from sapis.core.records import Record
+from sapis.core.records import Record, read_record
 from sapis.core.seeds import derive_seed, generator
 from sapis.core.version import __version__
 from sapis.data.formats import read_systems, write_systems
@@ -37,9 +37,10 @@ from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import label_at
 from sapis.model.potential import TransformerPotential
-from sapis.pipeline.active_config import ActiveRecipe
-from sapis.pipeline.recipe import SystemConfig
-from sapis.pipeline.workspace import Workspace
+from sapis.pipeline.active_config import ActiveRecipe, BreadthConfig
+from sapis.pipeline.recipe import Recipe, SystemConfig
+from sapis.pipeline.run import run as run_recipe
+from sapis.pipeline.workspace import RECORDS, Workspace
 from sapis.report.active import ActiveStory, write_active_report
 from sapis.simulate.candidates import make_candidates
 from sapis.simulate.sampling import has_close_contact
@@ -51,7 +52,7 @@ from sapis.uncertainty.make import uncertain
 from sapis.uncertainty.select import in_common_units, points_of, select
 from sapis.uncertainty.uncertain import Uncertain
 
-STORE, MODEL, REPORT = "labels.store", "model.sapis", "report.html"
+STORE, MODEL, REPORT, BREADTH = "labels.store", "model.sapis", "report.html", "breadth"
 ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
 MIN_HELD = 8  # frames that validate from the start on: fewer calibrate nothing
 N_SHOWN = 3  # structures of each round in the report
@@ -83,7 +84,7 @@ def active(recipe: ActiveRecipe) -> ActiveOutcome:
     """
     keep_freed_memory()
     torch.set_num_threads(recipe.training.threads)
-    work = Workspace(recipe.output, [STORE, MODEL, REPORT])
+    work = Workspace(recipe.output, [STORE, MODEL, REPORT, BREADTH])
     with work.locked():
         return _Run(recipe, work).finish()
 
@@ -94,8 +95,11 @@ class _Run:
         self.models: list[Record] = []
         self.labels: list[Record] = []
         self.rounds: list[dict[str, Record]] = []
+        self.breadth: dict[str, Record] = {}
 
     def finish(self) -> ActiveOutcome:
+        if self.recipe.breadth is not None:
+            self._broaden(self.recipe.breadth)
         reason = f"{self.recipe.rounds} rounds"
         for number in range(self.recipe.rounds + 1):
             found = self._candidates(number)
@@ -106,8 +110,21 @@ class _Run:
             self._model(number)
         source = self._path(len(self.models) - 1, MODEL)
         final = self.work.step("bundle", {"model": hash_file(source)}, [MODEL], lambda: self._bundle(source))
-        write_active_report(self.work.path(REPORT), ActiveStory(self._title(), reason, self.rounds, self._least_certain()))
+        write_active_report(self.work.path(REPORT), ActiveStory(
+            self._title(), reason, self.rounds, self._least_certain(), self.breadth))
         return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.models, reason)
+
+    def _broaden(self, breadth: BreadthConfig) -> None:
+        """A model of cheap labels, to begin from."""
+        recipe, folder = self.recipe, self.work.path(BREADTH)
+        assert recipe.system is not None
+        settings = {name: getattr(breadth, name) for name in BreadthConfig.model_fields}
+        made = run_recipe(Recipe(title=f"{self._title()}: cheap labels", system=recipe.system, output=folder, model=recipe.model,
+                                 hot_temperature_K=None, workers=recipe.workers, seed=recipe.seed, **settings))
+        level = recipe.to_level or build_labeler(recipe.labeler).level
+        self.recipe = recipe.model_copy(update={"start": made.model, "to_level": level})
+        for step in ("candidates", "labels", "train"):
+            self.breadth[step] = read_record(folder / RECORDS / f"{step}.json")
 
     # What a round knows
 

@@ -10,11 +10,22 @@ from pydantic import Field, model_validator
 from sapis.core.config import Config, load_yaml, parse_config
 from sapis.labelers.labeler import LabelerConfig
 from sapis.model.config import ModelConfig
-from sapis.pipeline.recipe import SystemConfig
+from sapis.pipeline.recipe import BudgetConfig, DynamicsConfig, SystemConfig
 from sapis.simulate.sampling import CandidatesConfig
 from sapis.training.config import TrainingConfig
 from sapis.uncertainty.config import UncertaintyConfig
 from sapis.uncertainty.select import Strategy
+
+
+class BreadthConfig(Config):
+    """Cheap labels first: a `sapis run` for the same system, whose model is what the rounds begin from."""
+
+    labeler: LabelerConfig = LabelerConfig()
+    temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 600.0, 1000.0], min_length=1)
+    budget: BudgetConfig = BudgetConfig(labels=2000)
+    candidates: CandidatesConfig = CandidatesConfig()
+    training: TrainingConfig = TrainingConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
 
 
 class ActiveRecipe(Config):
@@ -26,6 +37,7 @@ class ActiveRecipe(Config):
     output: Path = Field(description="folder of the run")
     labeler: LabelerConfig = LabelerConfig()
     start: Path | None = Field(None, description="model to begin from, of cheaper labels for example; default: a new one")
+    breadth: BreadthConfig | None = Field(None, description="make that model first, from cheap labels")
     to_level: str = Field("", description="with start: a name for the level of theory of the labels, another than the model's")
     n_start: int = Field(40, ge=20, description="labels before the first choice")
     rounds: int = Field(5, ge=1, description="choices, at most")
@@ -53,7 +65,9 @@ class ActiveRecipe(Config):
     def _consistent(self) -> ActiveRecipe:
         if (self.system is None) == (self.pool is None):
             raise ValueError("either a system or a pool")
-        if self.to_level and self.start is None:
+        if self.breadth and (self.start or self.system is None):
+            raise ValueError("breadth with a system and without a start: it makes the model to begin from")
+        if self.to_level and self.start is None and self.breadth is None:
             raise ValueError("start with to_level: a new model takes its level of theory from the labels")
         if self.displaced_fraction and not (self.system and self.system.smiles):
             raise ValueError("displaced_fraction with a system that is given as a SMILES: bonds are not known otherwise")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sapis.report.page import document
 from sapis.report.structures import structure_view
 
 NAMES = {"candidates": "exploration", "labels": "labels", "model": "training"}
+CHEAP = {"candidates": "exploration", "labels": "labels", "train": "training"}
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class ActiveStory:
         reason: why the run stopped.
         rounds: by step (``candidates``, ``choice``, ``labels``, ``model``) the record of each round that had it.
         structures: that were asked for, with captions.
+        breadth: records of ``candidates``, ``labels`` and ``train`` of cheap labels that came first; empty if there were none.
     """
 
     title: str
     reason: str
     rounds: Sequence[dict[str, Record]]
     structures: Sequence[System]
+    breadth: Mapping[str, Record] = field(default_factory=dict)
 
 
 def write_active_report(path: Path, story: ActiveStory) -> None:
@@ -128,11 +131,15 @@ def _forgetting(story: ActiveStory) -> Html:
 
 
 def _cost(story: ActiveStory) -> Html:
-    lines = []
-    for step, words in NAMES.items():
-        costs = [found[step].cost for found in story.rounds if step in found]
-        lines.append((words, duration(sum(cost["cpu_seconds"] for cost in costs)),
-                      duration(sum(cost["wall_seconds"] for cost in costs)),
-                      number(sum(cost.get("flops", 0.0) for cost in costs) or None)))
-    n = sum(found["labels"].result["n_labelled"] for found in story.rounds if "labels" in found)
-    return join([facts([("labels", number(n))]), table(["Step", "CPU time", "Wall time", "FLOPs"], lines)])
+    lines = [_line(f"cheap {words}", [story.breadth[step]]) for step, words in CHEAP.items() if step in story.breadth]
+    lines += [_line(words, [found[step] for found in story.rounds if step in found]) for step, words in NAMES.items()]
+    counts = [("labels", number(sum(found["labels"].result["n_labelled"] for found in story.rounds if "labels" in found)))]
+    if "labels" in story.breadth:
+        counts.insert(0, ("cheap labels", number(story.breadth["labels"].result["n_labelled"])))
+    return join([facts(counts), table(["Step", "CPU time", "Wall time", "FLOPs"], lines)])
+
+
+def _line(words: str, records: Sequence[Record]) -> tuple[str, ...]:
+    costs = [record.cost for record in records]
+    return (words, *(duration(sum(cost[key] for cost in costs)) for key in ("cpu_seconds", "wall_seconds")),
+            number(sum(cost.get("flops", 0.0) for cost in costs) or None))

@@ -1,0 +1,119 @@
+"""Density functional theory from end to end: ``python -m benchmarks.dft`` runs `recipes/glycine-dft.yaml` and judges its model.
+
+The test frames are from dynamics of their own at 600 K, driven by GFN2-xTB and labelled by the functional. Beside it stands a new
+model that learns from as many labels of the functional at random, of frames of the same temperatures, without cheap labels, for
+as many CPU seconds of training. Writes ``benchmarks/records/dft-glycine.json``; the same command goes on after a stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from benchmarks.run import HERE, WORK
+from sapis.api import load
+from sapis.core.errors import DataError
+from sapis.core.files import hash_file, hash_json
+from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
+from sapis.core.seeds import derive_seed
+from sapis.data.system import System, hash_systems
+from sapis.evaluate.errors import evaluate
+from sapis.executors.executor import LocalExecutor
+from sapis.labelers.build import build_labeler
+from sapis.labelers.evaluation import isolated_atom_energies
+from sapis.labelers.labeler import LabelerConfig
+from sapis.labelers.labelling import label_at
+from sapis.pipeline.active import active
+from sapis.pipeline.active_config import ActiveRecipe, read_active_recipe
+from sapis.simulate.candidates import make_candidates
+from sapis.simulate.structures import load_structure
+from sapis.training.fit import new_potential
+from sapis.training.loop import Training
+
+RECIPE = HERE.parent / "recipes" / "glycine-dft.yaml"
+TEST_K, N_TEST, SEED = 600.0, 100, 20261126
+COST = ("cpu_seconds", "wall_seconds")
+
+
+def sampled(recipe: ActiveRecipe, temperatures_K: list[float], n: int, seed: int, folder: Path) -> list[System]:
+    """Frames of dynamics driven by GFN2-xTB."""
+    assert recipe.system is not None
+    starts = load_structure(recipe.system.smiles, n_conformers=recipe.candidates.n_conformers, seed=seed)
+    how = recipe.candidates.model_copy(update={"bias": 0.0, "decorrelation_fs": 50.0})
+    return make_candidates(starts, LabelerConfig(), temperatures_K, n, how, seed, folder, recipe.workers)
+
+
+def labelled(recipe: ActiveRecipe, systems: list[System], folder: Path) -> tuple[list[System], float]:
+    """Those whose label did not fail, and the CPU seconds of the labels."""
+    done, outcomes = label_at(folder / "labels.store", systems, recipe.labeler, LocalExecutor(recipe.workers))
+    found = [replace(each, level="") for each in outcomes if isinstance(each, System)]
+    if len(found) < 0.9 * len(systems):
+        raise DataError(expected="labels of nine tenths of the frames", received=f"{len(found)} of {len(systems)}",
+                        where=str(folder), todo="look at the journal of the store")
+    return found, done.cpu_seconds
+
+
+def at_random(recipe: ActiveRecipe, n_labels: int, cpu_seconds: float, folder: Path) -> tuple[Any, dict[str, float]]:
+    """A model of random labels alone, and what its labels and its training took."""
+    chosen = sampled(recipe, recipe.temperatures_K, n_labels, derive_seed(SEED, "random"), folder)
+    frames, label_seconds = labelled(recipe, chosen, folder)
+    held = frames[:: round(1 / recipe.random_fraction)]
+    train = [frame for k, frame in enumerate(frames) if k % round(1 / recipe.random_fraction)]
+    labeler = build_labeler(recipe.labeler)
+    isolated = isolated_atom_energies(labeler, {int(z) for frame in frames for z in frame.numbers})
+    settings = recipe.training.model_copy(update={"epochs": None, "cpu_seconds": cpu_seconds})
+    potential, _ = new_potential(train, {"": isolated}, recipe.model, precision=settings.precision, seed=0)
+    run = Training(potential, train, held, settings, folder / "training")
+    spent = run.run()
+    return run.potential, {"label_cpu_seconds": label_seconds, "cpu_seconds": spent.cpu_seconds, "flops": spent.flops,
+                           "n_labels": float(len(frames))}
+
+
+def main() -> None:
+    """Command line."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    made_by, watch, folder = provenance(), Stopwatch(), WORK / "dft-glycine"
+    recipe = read_active_recipe(RECIPE).model_copy(update={"output": folder / "active"})
+    test, _ = labelled(recipe, sampled(recipe, [TEST_K], N_TEST, derive_seed(SEED, "test"), folder / "test"), folder / "test")
+    started = Stopwatch()
+    outcome = active(recipe)
+    took = started.cost()["wall_seconds"]
+    n_labels = sum(record.result["n_train"] + record.result["n_held"] for record in outcome.rounds[-1:])
+    costs = _costs(outcome.model.parent)
+    trained = costs["model"]["cpu_seconds"] + costs["breadth train"]["cpu_seconds"]
+    random, spent = at_random(recipe, n_labels, trained, folder / "random")
+    figures = {}
+    for name, potential in (("active", load(outcome.model).potential), ("random", random)):
+        level = next(iter(potential.conditions.levels), "")
+        errors = evaluate(potential, [frame.at_level(level) for frame in test])
+        figures[name] = {key: errors[key] for key in ("n", "force_rmse_meV_A", "energy_rmse_meV_atom")}
+        print(f"{name}: {errors['force_rmse_meV_A']:.1f} meV/Å, {errors['energy_rmse_meV_atom']:.2f} meV per atom")
+    ratio = figures["active"]["force_rmse_meV_A"] / figures["random"]["force_rmse_meV_A"]
+    print(f"active over random: {ratio:.2f}; {n_labels} labels; {took / 60:.0f} min of wall time in the last call")
+    result = {"figures": figures, "ratio": ratio, "n_labels": n_labels, "active_costs": costs, "random_costs": spent,
+              "last_call_wall_seconds": took, "test": hash_systems(test), "rounds": [record.result for record in outcome.rounds],
+              "reason": outcome.reason, "recipe": recipe.model_dump(mode="json", exclude={"output"})}
+    cost = {**watch.cost(), "cpu_seconds": sum(each["cpu_seconds"] for each in costs.values())}
+    write_record(HERE / "records" / "dft-glycine.json",
+                 Record("dft-glycine", hash_json({"recipe": hash_file(RECIPE), "seed": SEED}), result, cost, made_by))
+
+
+def _costs(folder: Path) -> dict[str, dict[str, float]]:
+    """Of each kind of step of a finished run."""
+    found: dict[str, dict[str, float]] = {}
+    for kind, records in (("", folder / "records"), ("breadth ", folder / "breadth" / "records")):
+        for path in sorted(records.glob("*.json")):
+            record, name = read_record(path), kind + path.stem.rpartition("-")[2]
+            so_far = found.setdefault(name, dict.fromkeys(COST, 0.0))
+            for key in COST:
+                so_far[key] += record.cost[key]
+    return found
+
+
+if __name__ == "__main__":
+    main()
