@@ -1,0 +1,187 @@
+"""A model that explores, against as many labels from plain dynamics: ``python -m benchmarks.explore``.
+
+1,3-Propanediol at GFN2-xTB, a chain with many minima. One arm is `sapis active`: dynamics of the model from 300 to 1,500 K, drawn
+to what it does not know, and displaced structures. The others label frames of dynamics by GFN2-xTB itself at 300 and at 600 K, as
+many, and train as long. All are tested on a broad set that none has seen (dynamics from 300 to 2,000 K, vibrations, turned and
+stretched bonds), and by dynamics at 600 K until something breaks: the structure, or the forces, by `LIMIT` against the truth.
+Writes ``benchmarks/records/explore.json``; the same command goes on after a stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from benchmarks.run import HERE, WORK
+from sapis.api import load, save
+from sapis.core.config import parse_config
+from sapis.core.files import hash_json, read_json, write_json
+from sapis.core.records import Record, Stopwatch, provenance, write_record
+from sapis.core.seeds import derive_seed, generator
+from sapis.data.system import System, hash_systems
+from sapis.evaluate.errors import evaluate
+from sapis.executors.executor import LocalExecutor
+from sapis.generate.displacements import displaced
+from sapis.labelers.build import build_labeler
+from sapis.labelers.evaluation import isolated_atom_energies
+from sapis.labelers.labeler import LabelerConfig
+from sapis.labelers.labelling import label_at
+from sapis.model.potential import TransformerPotential
+from sapis.pipeline.active import active
+from sapis.pipeline.active_config import ActiveRecipe
+from sapis.potential.calculator import SapisCalculator
+from sapis.simulate.candidates import make_candidates
+from sapis.simulate.md import run_nvt
+from sapis.simulate.sampling import CandidatesConfig
+from sapis.simulate.structures import load_structure
+from sapis.training.fit import new_potential
+from sapis.training.loop import Training
+from sapis.uncertainty.uncertain import Uncertain
+
+Trained = TransformerPotential | Uncertain
+SMILES = "OCCCO"
+SETTINGS: dict[str, Any] = {
+    "system": {"smiles": SMILES}, "labeler": {"name": "gfn2", "max_force_eV_A": 30.0}, "n_start": 40, "rounds": 8,
+    "n_per_round": 20, "n_candidates": 400, "temperatures_K": [300, 600, 1000, 1500], "displaced_fraction": 0.25,
+    "candidates": {"n_conformers": 6, "n_replicas": 3, "decorrelation_fs": 20, "rattle_fraction": 0, "bias": 0.2},
+    "training": {"epochs": 60}, "energy_window_eV_atom": 0.7,
+}
+PLAIN_K = (300.0, 600.0)
+BROAD_K, N_BROAD = (300.0, 600.0, 1000.0, 1500.0, 2000.0), 1000
+MD_K, MD_PS, N_MD, PIECE_PS, LIMIT = 600.0, 20.0, 8, 0.1, 1.0  # LIMIT in eV/Å, on the force on an atom
+
+
+def labelled(systems: list[System], folder: Path) -> list[System]:
+    """Those whose label did not fail."""
+    _, outcomes = label_at(folder / "labels.store", systems, LabelerConfig(**SETTINGS["labeler"]), LocalExecutor(None))
+    return [replace(each, level="") for each in outcomes if isinstance(each, System)]
+
+
+def broad(folder: Path) -> list[System]:
+    """The test frames."""
+    starts = load_structure(SMILES, n_conformers=10, seed=1)
+    how = CandidatesConfig(n_replicas=5, decorrelation_fs=50.0, rattle_fraction=0.0)
+    found = make_candidates(starts, LabelerConfig(), BROAD_K, N_BROAD * 3 // 4, how, 20261126, folder)
+    return labelled(found + displaced(SMILES, starts, N_BROAD // 4, BROAD_K[:3], generator(20261126, "broad")), folder)
+
+
+def asked(seed: int, folder: Path) -> tuple[Trained, dict[str, float]]:
+    """The model that explores, and what its training took."""
+    recipe = parse_config(ActiveRecipe, {**SETTINGS, "output": str(folder), "seed": seed}, where="benchmarks.explore")
+    outcome = active(recipe)
+    last = outcome.rounds[-1].result
+    costs = [record.cost for record in outcome.rounds]
+    spent = {key: sum(each[key] for each in costs) for key in ("cpu_seconds", "flops")}
+    potential = load(outcome.model).potential
+    assert isinstance(potential, Uncertain)
+    return potential, {"n_labels": last["n_train"] + last["n_held"], **spent}
+
+
+def plain(temperature_K: float, seed: int, n_labels: int, flops: float, folder: Path) -> tuple[Trained, dict[str, float]]:
+    """A model of frames from dynamics by the truth at one temperature."""
+    starts = load_structure(SMILES, n_conformers=6, seed=seed)
+    how = CandidatesConfig(n_replicas=6, decorrelation_fs=100.0, rattle_fraction=0.0)
+    chosen = make_candidates(starts, LabelerConfig(), [temperature_K], n_labels, how, derive_seed(seed, "plain"), folder)
+    frames = labelled(chosen, folder)
+    train, held = [frame for k, frame in enumerate(frames) if k % 5], frames[::5]
+    recipe = parse_config(ActiveRecipe, {**SETTINGS, "output": str(folder)}, where="benchmarks.explore")
+    isolated = isolated_atom_energies(build_labeler(recipe.labeler), {int(z) for frame in frames for z in frame.numbers})
+    settings = recipe.training.model_copy(update={"epochs": None, "flops": flops, "seed": seed})
+    potential, _ = new_potential(train, {"": isolated}, recipe.model, precision=settings.precision, seed=seed)
+    run = Training(potential, train, held, settings, folder / "training")
+    spent = run.run()
+    save(folder / "model.sapis", run.potential, {})
+    return run.potential, {"n_labels": len(frames), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops}
+
+
+def failures(potential: Trained, folder: Path) -> dict[str, Any]:
+    """Dynamics at `MD_K` from several conformers: the time that each ran, and why it ended."""
+    path, found = folder / "md.json", list[dict[str, Any]]()
+    if path.exists():
+        found = read_json(path)
+    truth = build_labeler(LabelerConfig())
+    starts = load_structure(SMILES, n_conformers=N_MD, seed=2)
+    for number in range(len(found), N_MD):
+        start, level = starts[number % len(starts)], next(iter(potential.conditions.levels), "")
+        atoms, time_ps, reason = start.to_atoms(), 0.0, ""
+        while not reason and time_ps < MD_PS - 1e-9:
+            atoms.calc = SapisCalculator(potential, level=level)
+            seed = derive_seed(number, "md", round(1000 * time_ps))
+            trace = run_nvt(atoms, temperature_K=MD_K, time_ps=PIECE_PS, timestep_fs=0.5, seed=seed, sample_every_fs=10.0)
+            assert trace.final is not None
+            time_ps += float(trace.time_ps[-1])
+            reason = trace.reason if "temperature is" not in trace.reason else ""
+            atoms = trace.final.copy()
+            if not reason:
+                worst = _force_error(potential, truth, System.from_atoms(atoms), level)
+                reason = "" if worst < LIMIT else f"a force is wrong by {worst:.2f} eV/Å"
+        found.append({"time_ps": time_ps, "reason": reason})
+        write_json(path, found)
+    n_failed = sum(bool(each["reason"]) for each in found)
+    total = sum(each["time_ps"] for each in found)
+    return {"runs": found, "n_failed": n_failed, "total_ps": total, "mean_time_to_failure_ps": total / max(n_failed, 1)}
+
+
+def _force_error(potential: Trained, truth: Any, system: System, level: str) -> float:
+    """The largest of an atom, eV/Å; infinite where the truth fails."""
+    (found,) = potential.predict([replace(system, level=level)])
+    label = truth.label(system)
+    if not hasattr(label, "forces"):
+        return float("inf")
+    return float(np.linalg.norm(found.forces - label.forces, axis=1).max())
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    seeds = parser.parse_args().seeds
+    made_by, watch, work = provenance(), Stopwatch(), WORK / "explore"
+    test = broad(work / "broad")
+    found: dict[str, Any] = {}
+    for seed in seeds:
+        arms: dict[str, Any] = {}
+        potential, cost = asked(seed, work / f"active-{seed}")
+        arms["active"] = _judged(potential, test, work / f"active-{seed}") | cost
+        for kelvin in PLAIN_K:
+            folder = work / f"plain-{kelvin:g}-{seed}"
+            potential, own = plain(kelvin, seed, int(cost["n_labels"]), cost["flops"], folder)
+            arms[f"plain, {kelvin:g} K"] = _judged(potential, test, folder) | own
+        found[str(seed)] = arms
+        for name, arm in arms.items():
+            print(f"seed {seed}, {name}: {arm['broad']['force_rmse_meV_A']:.1f} meV/Å; {arm['md']['n_failed']} of {N_MD} runs "
+                  f"failed in {arm['md']['total_ps']:.1f} ps", flush=True)
+    ratios = {name: {"error": float(np.exp(np.mean([np.log(arms["active"]["broad"]["force_rmse_meV_A"] / arms[name]["broad"]
+                                                           ["force_rmse_meV_A"]) for arms in found.values()]))),
+                     "time_to_failure": _rate(found, name) / _rate(found, "active") if _rate(found, "active") else None}
+              for name in next(iter(found.values())) if name != "active"}
+    print(ratios)
+    result = {"seeds": found, "active_over": ratios, "settings": SETTINGS, "test": hash_systems(test), "n_test": len(test),
+              "md": {"temperature_K": MD_K, "time_ps": MD_PS, "n": N_MD, "limit_eV_A": LIMIT}}
+    cost = {**watch.cost(), "cpu_seconds": sum(arm["cpu_seconds"] for arms in found.values() for arm in arms.values())}
+    write_record(HERE / "records" / "explore.json",
+                 Record("explore", hash_json({**SETTINGS, "seeds": seeds}), result, cost, made_by))
+
+
+def _judged(potential: Trained, test: list[System], folder: Path) -> dict[str, Any]:
+    level = next(iter(potential.conditions.levels), "")
+    errors = evaluate(potential, [replace(system, level=level) for system in test])
+    return {"broad": {key: errors[key] for key in ("n", "force_rmse_meV_A", "energy_rmse_meV_atom", "by_temperature")},
+            "md": failures(potential, folder)}
+
+
+def _rate(found: dict[str, Any], name: str) -> float:
+    """Failures per ps, over all seeds."""
+    return float(sum(arms[name]["md"]["n_failed"] for arms in found.values())
+                 / sum(arms[name]["md"]["total_ps"] for arms in found.values()))
+
+
+if __name__ == "__main__":
+    main()
