@@ -97,7 +97,7 @@ def test_each_round_asks_labels_and_learns(finished: Path) -> None:
     model = load(finished / "model.sapis")
     assert isinstance(model.potential, UncertainPotential) and model.card["uncertainty"]["method"] == "distance"
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert page.count('<svg role="img"') == 2 and "What was forgotten" in page
+    assert page.count('<svg role="img"') == 3 and "What was forgotten" in page
     expected = labels[0].to_atoms()
     expected.calc = EMT()
     assert labels[0].energy == pytest.approx(expected.get_potential_energy(), abs=1e-8)

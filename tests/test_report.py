@@ -392,3 +392,18 @@ def test_parity_axes_are_in_their_units() -> None:
     """Records hold meV/Å; the axes are in eV/Å and the differences in meV/Å."""
     x, y, difference = parity_points([[2000.0], [2030.0]], 1000.0)
     assert (x[0], y[0], difference[0]) == (2.0, 2.03, 30.0)
+
+
+def test_uncertainty_has_a_section_where_there_is_one(text: str) -> None:
+    assert 'id="uncertainty"' not in text
+    found = results()
+    for name, scores_of in found["test"]["sets"].items():
+        scores_of["uncertainty"] = {"forces": {"rmse": 21.4, "std": 20.0, "coverage_50": 0.51, "coverage_90": 0.893,
+                                               "coverage_95": 0.94, "spearman": 0.4567, "spearman_ceiling": 0.52,
+                                               "auroc_worst_decile": 0.77}}
+        scores_of["parity"]["doubt"] = {"std": [10.0, 20.0, 40.0], "rmse": [12.0, 19.0, 70.0 if name == "ood" else 41.0]}
+    page = Page(str(render(story({**found, "uncertainty": {"method": "distance"}}))))
+    assert ("section", {"id": "uncertainty"}) in page.elements
+    assert "0.457" in page.visible and "distance" in page.visible and "0.893" in page.visible
+    labels = [attributes.get("aria-label") for name, attributes in page.elements if name == "svg"]
+    assert "Errors against stated deviations" in labels

@@ -47,7 +47,7 @@ from sapis.simulate.sampling import has_close_contact
 from sapis.simulate.structures import load_structure
 from sapis.training.fit import at_new_level, known_potential, new_potential
 from sapis.training.loop import Training
-from sapis.uncertainty.assess import assess
+from sapis.uncertainty.assess import assess, force_reliability
 from sapis.uncertainty.make import uncertain
 from sapis.uncertainty.select import in_common_units, points_of, select
 from sapis.uncertainty.uncertain import Uncertain
@@ -370,8 +370,13 @@ class _Run:
     def _errors(potential: Uncertain, old: Sequence[System], fresh: dict[str, list[System]]) -> dict[str, Any]:
         """Of what was learned before, and of what is new: forgetting shows in the first."""
         sets = {"old": old, "asked": fresh[ASKED], "random": fresh[RANDOM]}
-        return {name: _figures(evaluate(potential, systems)) | {"uncertainty": assess(potential.posterior(systems), systems)}
-                for name, systems in sets.items() if len(systems) > 1}
+        found = {}
+        for name, systems in sets.items():
+            if len(systems) > 1:
+                posteriors = potential.posterior(systems)
+                found[name] = _figures(evaluate(potential, systems)) | {
+                    "uncertainty": assess(posteriors, systems), "doubt": force_reliability(posteriors, systems)}
+        return found
 
     def _bundle(self, source: Path) -> dict[str, Any]:
         model = load(source)

@@ -42,7 +42,7 @@ from sapis.testing.laws import Check, check_potential
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import by_symbol
 from sapis.training.loop import Training
-from sapis.uncertainty.assess import assess
+from sapis.uncertainty.assess import assess, force_reliability
 from sapis.uncertainty.config import UncertaintyConfig
 from sapis.uncertainty.make import uncertain
 
@@ -214,7 +214,9 @@ def errors(model: Path, sets: Mapping[str, Sequence[System]]) -> dict[str, Any]:
     found = {name: evaluate(potential, systems) for name, systems in sets.items()}
     if isinstance(potential, UncertainPotential):
         for name, systems in sets.items():
-            found[name]["uncertainty"] = assess(potential.posterior(systems), systems)
+            posteriors = potential.posterior(systems)
+            found[name]["uncertainty"] = assess(posteriors, systems)
+            found[name]["parity"]["doubt"] = force_reliability(posteriors, systems)
     return found
 
 

@@ -13,7 +13,7 @@ from sapis.core.files import write_text
 from sapis.core.records import Record
 from sapis.data.system import System
 from sapis.report.canvas import canvas, log_if_positive, svg
-from sapis.report.figures import BLUE, GREEN, GREY, INK, ORANGE
+from sapis.report.figures import BLUE, GREEN, GREY, INK, ORANGE, doubt
 from sapis.report.markup import Html, absent, asset, duration, facts, figure, join, number, table, tag
 from sapis.report.page import document
 from sapis.report.structures import structure_view
@@ -111,7 +111,10 @@ def _doubt(story: ActiveStory) -> Html:
     note = tag("p", "On frames at random, by the model before it learned from them: the error of a force component, what the "
                     "model stated, how many forces lay inside the 90 % region, the rank correlation of error and deviation, the "
                     "most that it can be, and the chance that one of the worst tenth has the larger deviation.")
-    return join([note, table(head, rows, n_text=0)])
+    last = [model["before"]["random"]["doubt"] for model in _models(story) if "random" in model["before"]][-1]
+    picture = figure(doubt({"new frames at random": last}),
+                     "The last of these rounds: errors of force components against stated deviations.")
+    return join([note, table(head, rows, n_text=0), picture])
 
 
 def _forgetting(story: ActiveStory) -> Html:

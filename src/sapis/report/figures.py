@@ -106,6 +106,24 @@ def _parity_note(scores: dict[str, Any], kind: str, n_points: int) -> str:
     return "\n".join([*lines, f"{significant(n_points)} points"])
 
 
+def doubt(sets: dict[str, Any]) -> Html | None:
+    """Errors of force components against stated deviations, in bins; ``sets`` of ``std`` and ``rmse``, meV/Å."""
+    curves = [(name, *curve(mapping(found).get("std"), mapping(found).get("rmse"))) for name, found in sets.items()]
+    curves = [(name, x, y) for name, x, y in curves if len(x) and x.min() > 0 and y.min() > 0]
+    if not curves:
+        return None
+    with canvas(4.6, 3.6) as figure:
+        ax = figure.subplots()
+        ends = [min(min(x.min(), y.min()) for _, x, y in curves) / 1.2, max(max(x.max(), y.max()) for _, x, y in curves) * 1.2]
+        ax.plot(ends, ends, color=INK, linewidth=0.8)
+        for name, x, y in curves:
+            ax.plot(x, y, marker=MARKERS.get(name, "^"), color=COLOURS.get(name, PURPLE), markersize=3.5,
+                    label=NAMES.get(name, name))
+        ax.set(xscale="log", yscale="log", xlabel="stated deviation of a force component (meV/Å)", ylabel="error (meV/Å)")
+        ax.legend()
+        return svg(figure, "doubt", "Errors against stated deviations")
+
+
 def element_errors(sets: dict[str, Any]) -> Html | None:
     """MAE (filled) and RMSE (open) of force components for each element and set."""
     errors = {name: {symbol: (amount(values, "mae"), amount(values, "rmse"))

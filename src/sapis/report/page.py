@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sapis.core.files import write_text
@@ -14,9 +14,10 @@ from sapis.report.markup import Html, asset, tag
 from sapis.report.story import Report
 from sapis.report.structures import structure_view
 
-SECTIONS = (
+SECTIONS: tuple[tuple[str, str, Callable[[Report], Html | None]], ...] = (
     ("done", "What was done", overview.what_was_done),
     ("accuracy", "Accuracy", performance.accuracy),
+    ("uncertainty", "Uncertainty", performance.uncertainty),
     ("learning", "Learning curve", performance.learning),
     ("dynamics", "Molecular dynamics", performance.dynamics),
     ("checks", "Physics checks", performance.checks),
@@ -41,7 +42,8 @@ def render(story: Report) -> Html:
     """The ``<html>`` element of the page."""
     scripts = [asset("3Dmol-min.js"), asset("viewer.js")] if story.structures else []
     sections = [(name, title, section(story)) for name, title, section in SECTIONS]
-    return document(story.title, "Model report", sections, top=overview.headline(story), scripts=scripts)
+    present = [(name, title, found) for name, title, found in sections if found is not None]
+    return document(story.title, "Model report", present, top=overview.headline(story), scripts=scripts)
 
 
 def document(title: str, kicker: str, sections: Sequence[tuple[str, str, Html]], *, top: Html | None = None,

@@ -70,6 +70,27 @@ def _element_table(sets: dict[str, Any]) -> Html | None:
     return folded("Errors by element, as a table", table(head, body, n_text=2)) if body else None
 
 
+def uncertainty(report: Report) -> Html | None:
+    """How well the model knew its errors; None if it says nothing about them."""
+    scored = {name: mapping(found, "uncertainty", "forces") for name, found in mapping(report.result("test"), "sets").items()}
+    scored = {name: found for name, found in scored.items() if found}
+    if not scored:
+        return None
+    keys = ("rmse", "std", "coverage_50", "coverage_90", "coverage_95", "spearman", "spearman_ceiling", "auroc_worst_decile")
+    head = ("Set", "Error (meV/Å)", "Stated", "In the 50 % region", "90 %", "95 %", "Rank correlation", "At best",
+            "Finds the worst")
+    note = tag("p", "Of forces, calibrated on the validation frames: the error of a component and what the model stated; the "
+                    "share of forces inside the stated regions; the rank correlation of errors and deviations and the most that "
+                    "it can be; the chance that one of the worst tenth has the larger deviation.")
+    sets = {name: mapping(found, "parity", "doubt") for name, found in mapping(report.result("test"), "sets").items()}
+    return join([
+        facts([("Method", report.result("uncertainty").get("method"))]), note,
+        table(head, [(set_name(name), *(number(amount(found, key)) for key in keys)) for name, found in scored.items()]),
+        figure(figures.doubt(sets), "Errors of force components against stated deviations, in bins of equally many; on the line "
+                                    "the model is right about itself."),
+    ])
+
+
 def learning(report: Report) -> Html:
     """Size and length of training, and its curves."""
     found = report.result("train")

@@ -11,7 +11,7 @@ from sapis.core.errors import DataError
 from sapis.data.system import System
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
-from sapis.uncertainty.scores import auroc_shifted, scores
+from sapis.uncertainty.scores import auroc_shifted, reliability, scores
 
 TARGETS = {"energy": 1, "forces": 3}  # and how many components an error of each has
 TINY = 1e-9  # eV, eV/Å: no deviation is smaller, for scores divide by them
@@ -80,6 +80,13 @@ def assess(posteriors: Sequence[Posterior], systems: Sequence[System], *, own: S
         for name, result in found.items():
             result["auroc_shifted"] = auroc_shifted(_deviations(own, name), _deviations(posteriors, name))
     return found
+
+
+def force_reliability(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dict[str, list[float]]:
+    """``std`` and ``rmse`` of force components in bins of rising deviation, meV/Å; empty lists without forces."""
+    found = errors_of(posteriors, systems).get("forces")
+    rmse, std = reliability(found.errors, found.stds, found.d) if found else (np.empty(0), np.empty(0))
+    return {"std": (1e3 * std).tolist(), "rmse": (1e3 * rmse).tolist()}
 
 
 def _deviations(posteriors: Sequence[Posterior], target: str) -> np.ndarray:

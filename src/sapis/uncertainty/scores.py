@@ -90,9 +90,15 @@ def miscalibration_area(ratios: np.ndarray, d: int) -> float:
 
 def ence(errors: np.ndarray, stds: np.ndarray, d: int) -> float:
     """In bins of equally many."""
+    found, stated = reliability(errors, stds, d)
+    return float(np.mean(np.abs(found - stated) / stated))
+
+
+def reliability(errors: np.ndarray, stds: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of a component and deviations, root mean squares in bins of equally many with rising deviation, ``(bins,)`` each."""
     bins = [part for part in np.array_split(np.argsort(stds, kind="stable"), min(N_BINS, len(stds))) if len(part)]
-    pairs = [(np.sqrt(np.mean(errors[part] ** 2) / d), np.sqrt(np.mean(stds[part] ** 2))) for part in bins]
-    return float(np.mean([abs(rmse - std) / std for rmse, std in pairs]))
+    return (np.array([np.sqrt(np.mean(errors[part] ** 2) / d) for part in bins]),
+            np.array([np.sqrt(np.mean(stds[part] ** 2)) for part in bins]))
 
 
 def spearman_ceiling(stds: np.ndarray, d: int, *, seed: int = 0) -> float:
