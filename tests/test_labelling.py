@@ -141,8 +141,11 @@ def test_forces_beyond_the_limit_are_failures(tmp_path: Path) -> None:
     assert not isinstance(kept, Failure) and isinstance(refused, Failure) and refused.kind == "too_large"
 
 
-def test_one_that_hangs_does_not_hold_up_what_others_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelling, "WINDOW", 8)
+@pytest.mark.parametrize("limits", [{"WINDOW": 8}, {"DEAR_S": 0.0, "UNSAVED_S": 0.0}], ids=["many", "dear"])
+def test_one_that_hangs_does_not_hold_up_what_others_have(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float]) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(labelling, name, value)
     config = LabelerConfig(name="ase", calculator="benchmarks.labelling.Unreliable")
     water = System([8, 1, 1], [[0, 0, 0.12], [0, 0.76, -0.48], [0, -0.76, -0.48]])
     systems = [replace(water, positions=water.positions * (1 + 0.001 * k), tags={"number": k}) for k in range(40)]

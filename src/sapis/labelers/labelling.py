@@ -25,6 +25,7 @@ from sapis.labelers.labeler import LabelerConfig, Outcome
 WINDOW = 4096  # structures under way or waiting to be written, at most
 CHUNK = 256  # written together
 WRITE_S = 2.0  # or as soon as the last writing is this long ago, or what waits has cost this much
+DEAR_S, UNSAVED_S = 1.0, 10.0  # labels that cost this much each go out of turn once they have cost that much together
 SHOW_S = 0.2  # between two looks of the progress bar
 LOOK_AHEAD = 256  # structures whose journal entries are read together
 
@@ -61,7 +62,8 @@ def label_into(
     """Label ``systems`` and append them to ``store``, in their order.
 
     Each structure is labelled once, whatever happens: the same call after a kill goes on, and at most `WINDOW` labels that were
-    not written yet are computed again. Structures may be any number: they are read as they are needed.
+    not written yet are computed again, or, of dear ones, what took `UNSAVED_S` CPU seconds. Structures may be any number: they
+    are read as they are needed.
 
     Args:
         systems: labels that they have are replaced.
@@ -163,7 +165,7 @@ def _missing(systems: Iterable[System], journal: Journal, found: Labelling, writ
 
 class _Writing:
     """Outcomes on their way to the store: they come in any order and are written in that of the structures. Where one takes so
-    long that `WINDOW` others wait for it, those go first.
+    long that `WINDOW` others wait for it, or dear ones, those go first.
     """
 
     def __init__(self, store: Store, journal: Journal, found: Labelling) -> None:
@@ -191,7 +193,8 @@ class _Writing:
             self._n_ready += 1
         self._unwritten_s += outcome.cpu_seconds
         is_due = max(time.monotonic() - self._written, self._unwritten_s) > WRITE_S
-        if len(self._outcomes) >= WINDOW:
+        is_dear = self._unwritten_s > max(UNSAVED_S, DEAR_S * len(self._outcomes))
+        if len(self._outcomes) >= WINDOW or is_dear:
             self.flush()
         elif self._n_ready > before and (is_due or len(self._outcomes) >= CHUNK):
             self.flush(self._n_ready)
