@@ -1,21 +1,16 @@
-"""A study of scaling of the Transformer that knows nothing of rotations: ``python -m benchmarks.plain_study DATA FOLDER CONFIG``.
+"""What a study of scaling needs to train the Transformer that knows nothing of rotations: `benchmarks.study`, arm ``plain``.
 
-Its folder is as `sapis scale plan` and `run` make theirs, with the same data, parts, loss and levels of compute, so that
-`sapis scale fit` and `sapis scale compare` read it. The same command goes on after a stop.
+Data, parts, loss and levels of compute are those of the other arms, and so are the records.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
@@ -24,11 +19,9 @@ from benchmarks.peers.datasets import to_frame
 from benchmarks.peers.plain_transformer import Driver
 from benchmarks.peers.protocol import Frame, Problem, Recipe
 from benchmarks.peers.train import Training, errors
-from sapis.core.config import load_yaml, parse_config
 from sapis.core.memory import keep_freed_memory
 from sapis.core.records import Stopwatch, provenance
 from sapis.data.system import System
-from sapis.executors.executor import LocalExecutor
 from sapis.model.config import ModelConfig
 from sapis.pipeline.pool import N_TO_TIME, Pool
 from sapis.pipeline.scale import (
@@ -36,10 +29,8 @@ from sapis.pipeline.scale import (
     WORK,
     Study,
     known_pool,
-    plan_study,
     read_study,
     record_trial,
-    run_study,
     trial_folder,
 )
 from sapis.scaling.plan import Size, StudyConfig, Trial
@@ -152,28 +143,3 @@ def _errors(training: Training, frames: Sequence[Frame]) -> dict[str, Any]:
         values = training.peer.predict(training.peer.collate([training.peer.prepare(frame)]), create_graph=False)
         predicted.append(tuple(value.detach().double().numpy() for value in values))
     return errors(predicted, frames)  # type: ignore[arg-type]
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, help="labelled frames: a store, or any format")
-    parser.add_argument("folder", type=Path, help="of the study")
-    parser.add_argument("config", type=Path, help="YAML: as of `sapis scale plan`, without a model")
-    parser.add_argument("--workers", type=int, default=None)
-    options = parser.parse_args()
-    settings = {**load_yaml(options.config), "model": {"architecture": "plain Transformer"}}
-    study = plan_study(options.data, options.folder, parse_config(StudyConfig, settings, where=str(options.config)),
-                       measure=measured)
-    for size in study.sizes:
-        print(f"{size.width} channels: {size.n_parameters:,} weights, {size.flops / 1e6:,.0f} MFLOP and "
-              f"{1e3 * size.cpu_seconds:.1f} CPU-ms a frame")
-    print(f"{len(study.trials)} trainings, about {sum(trial.cpu_seconds for trial in study.trials):,.0f} CPU-s", flush=True)
-    records, failures = run_study(options.folder.resolve(), LocalExecutor(options.workers), trainer=trainer)
-    for name, failure in failures.items():
-        print(f"{name}: {failure.kind}: {failure.reason}")
-    print(f"{len(records)} trainings done, {len(failures)} failed")
-
-
-if __name__ == "__main__":
-    main()

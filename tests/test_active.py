@@ -27,6 +27,7 @@ from sapis.data.store import Store
 from sapis.pipeline.active import active
 from sapis.pipeline.active_config import ActiveRecipe, read_active_recipe
 from sapis.potential.posterior import UncertainPotential
+from sapis.uncertainty.stopping import expected_gain
 
 
 class Fragile(EMT):
@@ -125,11 +126,26 @@ def test_kills_at_random_moments_change_nothing(finished: Path, tmp_path: Path, 
 def test_it_stops_when_the_target_is_reached_and_tells_what_failed(tmp_path: Path) -> None:
     labeler = {"name": "ase", "calculator": "test_active.Fragile"}
     write_pool(tmp_path / "run" / "pool.extxyz")
-    found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", n_start=30, labeler=labeler, target_meV_A=1e6))
+    found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", n_start=30, labeler=labeler,
+                          stop={"target_meV_A": 1e6}))
     assert "the model bounds" in found.reason and len(found.rounds) == 1
     result = read_json(tmp_path / "run" / "out" / "records" / "round-00-labels.json")["result"]
     assert result["failures"] and "never works" in result["failures"][0]["reason"]
     assert result["n_labelled"] + len(result["failures"]) == 30
+
+
+def test_the_next_round_is_worth_what_a_power_law_says() -> None:
+    n = np.array([20.0, 40, 60, 80])
+    assert expected_gain(n, 300 / n) == pytest.approx(0.2) and expected_gain(n, np.full(4, 9.0)) == pytest.approx(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "n_models", "words"), [
+    ({"below_eV_A": 1e6}, 1, "0 % of fresh candidates"), ({"min_gain": 0.99}, 4, "off the error")])
+def test_other_reasons_to_stop(tmp_path: Path, rule: dict[str, float], n_models: int, words: str) -> None:
+    write_pool(tmp_path / "run" / "pool.extxyz", 90)
+    found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", rounds=5, stop=rule))
+    assert len(found.rounds) == n_models and words in found.reason
 
 
 @pytest.mark.slow

@@ -50,13 +50,13 @@ from sapis.training.loop import Training
 from sapis.uncertainty.assess import assess, force_reliability
 from sapis.uncertainty.make import uncertain
 from sapis.uncertainty.select import in_common_units, points_of, select
+from sapis.uncertainty.stopping import enough
 from sapis.uncertainty.uncertain import Uncertain
 
 STORE, MODEL, REPORT, BREADTH = "labels.store", "model.sapis", "report.html", "breadth"
 ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
 MIN_HELD = 8  # frames that validate from the start on: fewer calibrate nothing
 N_SHOWN = 3  # structures of each round in the report
-LEVEL = 0.95  # share of force errors that the target is for
 
 
 @dataclass(frozen=True)
@@ -205,16 +205,13 @@ class _Run:
 
     def _is_reached(self, number: int) -> str:
         """Why no more labels are needed, if they are not."""
-        if number == 0 or self.recipe.target_meV_A is None:
+        if number == 0:
             return ""
-        potential = self._present(number - 1)
-        posteriors = potential.posterior(read_systems(self._path(number, "candidates.extxyz")))
-        stds = np.concatenate([one.force_std for one in posteriors])
-        bound = 1e3 * potential.calibrations["forces"].quantiles[LEVEL] * float(np.quantile(stds, LEVEL))
-        if bound >= self.recipe.target_meV_A:
-            return ""
-        return (f"on fresh candidates the model bounds {100 * LEVEL:g} % of its force errors by {bound:.3g} meV/Å, with a "
-                f"confidence of {100 * LEVEL:g} %")
+        potential, models = self._present(number - 1), [record.result for record in self.models]
+        return enough(self.recipe.stop, [model["n_train"] for model in models],
+                      [model["held"]["force_rmse_meV_A"] for model in models],
+                      lambda: potential.posterior(read_systems(self._path(number, "candidates.extxyz"))),
+                      potential.calibrations["forces"])
 
     def _present(self, number: int) -> Uncertain:
         """The model of a round."""

@@ -15,6 +15,7 @@ from sapis.simulate.sampling import CandidatesConfig
 from sapis.training.config import TrainingConfig
 from sapis.uncertainty.config import UncertaintyConfig
 from sapis.uncertainty.select import Strategy
+from sapis.uncertainty.stopping import StopRules
 
 
 class BreadthConfig(Config):
@@ -53,8 +54,7 @@ class ActiveRecipe(Config):
     energy_window_eV_atom: float | None = Field(
         None, gt=0, description="candidates that the model puts higher than this above the lowest label of their composition are "
         "left out")
-    target_meV_A: float | None = Field(
-        None, gt=0, description="stop when the model bounds 95 % of its force errors on fresh candidates by this")
+    stop: StopRules = StopRules()
     uncertainty: UncertaintyConfig = UncertaintyConfig(method="distance")
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig(epochs=100)

@@ -1,0 +1,164 @@
+"""The studies of scaling of the lab notes: ``python -m benchmarks.study PROBLEM ARM...``.
+
+``gfn2``: molecules of `sapis data generate organic`, made here first; ``aspirin``: the frames of three splits of the revised MD17
+(PBE). Arms are our model to degree 0, 1, 2 and 3, and ``plain``, the Transformer that knows nothing of rotations. All studies of
+a problem have the same frames and test set, and each the same CPU seconds, as planned.
+
+What is finished is kept in ``benchmarks/records/study-PROBLEM-ARM.json``, from which the same command goes on, in a new clone
+too; ``--keep`` only writes that, of what runs elsewhere. ``--foretell`` notes the error of a training with four times the largest
+compute, to be committed before the same command makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from benchmarks import plain_study
+from benchmarks.run import DATA, HERE, WORK
+from sapis.core.config import parse_config
+from sapis.core.files import hash_json, read_json, write_json
+from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
+from sapis.data.formats import read_systems, write_systems
+from sapis.executors.executor import LocalExecutor
+from sapis.generate.organic import LABELS, OrganicConfig, generate
+from sapis.pipeline.compare import compare_studies
+from sapis.pipeline.scale import (
+    LAWS,
+    PLAN,
+    PREDICTIONS,
+    RECORD,
+    finished,
+    fit_study,
+    foretell,
+    plan_study,
+    read_study,
+    run_study,
+    trial_folder,
+)
+from sapis.scaling.plan import StudyConfig
+
+COMMON: dict[str, Any] = {"widths": [16, 32, 64, 96], "levels": 4, "spacing": 3, "fractions": [1.0, 0.25], "seeds": 2}
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "gfn2": {"cpu_seconds": 1500, "n_validation": 200, "n_test": 1000, "group_by": "smiles",
+             "training": {"batch_size": 4, "validations": 2}},
+    "aspirin": {"cpu_seconds": 1000, "n_validation": 200, "n_test": 1000, "training": {"batch_size": 2, "validations": 2}},
+}
+ARMS: dict[str, dict[str, Any]] = {
+    "l0": {"model": {"l_max": 0, "l_max_product": 0, "l_max_carried": 0}},
+    "l1": {"model": {"l_max": 1, "l_max_product": 1, "l_max_carried": 1}},
+    "l2": {"model": {"l_max": 2, "l_max_product": 2, "l_max_carried": 2}},
+    "l3": {"model": {"l_max": 3, "l_max_product": 2, "l_max_carried": 2}},
+    "plain": {"model": {"architecture": "plain Transformer"}, "training": {"optimizer": "muon", "learning_rate": 0.005}},
+}
+ORGANIC = {"n_molecules": 2500, "n_clusters": 120}
+
+
+def data_of(problem: str, workers: int | None) -> Path:
+    """The frames of ``problem``, made if they are not there."""
+    folder = WORK / "studies" / f"{problem}-data"
+    if problem == "gfn2":
+        generate(folder, OrganicConfig(**ORGANIC), LocalExecutor(workers))
+        return folder / LABELS
+    path = folder / "aspirin.extxyz"
+    if not path.exists():
+        files = [DATA / "rmd17" / f"rmd17_aspirin_split0{k}.npz" for k in (1, 2, 3)]
+        frames = {system.structure_hash(): system for file in files for system in read_systems(file)}
+        write_systems(path, list(frames.values()))
+    return path
+
+
+def settings_of(problem: str, arm: str) -> StudyConfig:
+    """What is planned."""
+    common, own = PROBLEMS[problem], ARMS[arm]
+    training = {**common["training"], **own.get("training", {})}
+    return parse_config(StudyConfig, {**COMMON, **common, **own, "training": training}, where=f"{problem}, {arm}")
+
+
+def restore(record: Path, folder: Path, data: Path) -> None:
+    """The study in ``folder`` as ``record`` has it, if it is of the same settings."""
+    if not record.exists() or (folder / PLAN).exists():
+        return
+    known = read_record(record).result
+    write_json(folder / PLAN, {**known["plan"], "data": str(data.resolve())})
+    write_json(folder / PREDICTIONS, known["predictions"])
+    study = read_study(folder)
+    for trial in study.trials:
+        if trial.name in known["trials"]:
+            write_json(trial_folder(folder, trial) / RECORD, known["trials"][trial.name])
+
+
+def keep(record: Path, folder: Path, made_by: dict[str, Any], watch: Stopwatch) -> int:
+    """Write what is finished; how many trainings that is."""
+    study = read_study(folder)
+    done = finished(folder, study)
+    result = {
+        "plan": {key: value for key, value in read_json(folder / PLAN).items() if key != "data"},
+        "predictions": read_json(folder / PREDICTIONS) if (folder / PREDICTIONS).exists() else [],
+        "trials": {trial.name: read_json(trial_folder(folder, trial) / RECORD) for trial in study.trials if trial.name in done},
+        "laws": {key: value for key, value in read_json(folder / LAWS).items() if key != "trials"}
+        if (folder / LAWS).exists() else None, "threads": 1}
+    cost = {**watch.cost(), **{key: sum(each.cost[key] for each in done.values()) for key in ("cpu_seconds", "flops")}}
+    write_record(record, Record(record.stem, hash_json(study.config.model_dump(mode="json")), result, cost, made_by))
+    return len(done)
+
+
+def one(problem: str, arm: str, options: argparse.Namespace) -> None:
+    """Plan, run, fit and keep one study, as far as ``options`` ask for it."""
+    made_by, watch, is_plain = provenance(), Stopwatch(), arm == "plain"
+    folder, record = WORK / "studies" / f"{problem}-{arm}", HERE / "records" / f"study-{problem}-{arm}.json"
+    if options.keep:
+        print(f"{record.name}: {keep(record, folder, made_by, watch)} trainings")
+        return
+    data = data_of(problem, options.workers)
+    restore(record, folder, data)
+    measure = plain_study.measured if is_plain else None
+    study = plan_study(data, folder, settings_of(problem, arm), measure=measure)
+    if options.foretell:
+        fit_study(folder)
+        trial, entry = foretell(folder)
+        print(f"{arm}: foretold {entry['foretold']:.1f} ({entry['low']:.1f} to {entry['high']:.1f}) meV/Å of {asdict(trial)}")
+    else:
+        print(f"{arm}: {len(study.trials)} trainings, {sum(trial.cpu_seconds for trial in study.trials):,.0f} CPU-s", flush=True)
+        trainer = plain_study.trainer if is_plain else None
+        _, failures = run_study(folder.resolve(), LocalExecutor(options.workers), trainer=trainer)
+        for name, failure in failures.items():
+            print(f"{arm}, {name}: {failure.kind}: {failure.reason}")
+        _, found = fit_study(folder)
+        for each in found["held_out"]:
+            print(f"{arm}: foretold {each['foretold']:.1f} ({each['low']:.1f} to {each['high']:.1f}), measured "
+                  f"{each['measured']:.1f} meV/Å: {each['relative_error']:+.1%}")
+    keep(record, folder, made_by, watch)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("problem", choices=list(PROBLEMS))
+    parser.add_argument("arms", nargs="+", choices=list(ARMS))
+    parser.add_argument("--keep", action="store_true", help="only write the record")
+    parser.add_argument("--foretell", action="store_true", help="note a prediction; the next call makes the training")
+    parser.add_argument("--compare", action="store_true", help="also compare the arms, the first with each other one")
+    parser.add_argument("--workers", type=int, default=None)
+    options = parser.parse_args()
+    for arm in options.arms:
+        one(options.problem, arm, options)
+    if options.compare:
+        made_by, watch = provenance(), Stopwatch()
+        folders = [WORK / "studies" / f"{options.problem}-{arm}" for arm in options.arms]
+        name = f"study-{options.problem}"
+        for arm, found in compare_studies(folders, WORK / "studies" / name):
+            print(arm, *(f"{loss:.0f} meV/Å: {ratio:.1f} ({low:.1f} to {high:.1f})" for loss, ratio, low, high
+                         in zip(found.losses, *found.ratio, strict=True)), sep="\n  ")
+        result = read_json(WORK / "studies" / f"{name}.json")
+        write_record(HERE / "records" / f"{name}.json",
+                     Record(name, hash_json(options.arms), {**result, "threads": 1}, watch.cost(), made_by))
+
+
+if __name__ == "__main__":
+    main()
