@@ -275,6 +275,22 @@ def test_gradients_of_the_variance_are_its_differences(
             assert found.flat[place] == pytest.approx(slope, rel=1e-4, abs=1e-6 * np.abs(found).max())
 
 
+def test_what_is_strange_makes_its_neighbours_uncertain_and_smoothly_so(members: list[TransformerPotential]) -> None:
+    known = Distance.fitted(members[0], labelled_by(members[0]))
+    one, cutoff = water(), known.cutoff
+
+    def beside(apart: float) -> np.ndarray:
+        both = np.concatenate([one.positions, one.positions + np.array([0, 0, apart])])
+        (found,) = known.posterior([System(numbers=np.tile(one.numbers, 2), positions=both)])
+        return found.force_std
+
+    alone = known.posterior([one])[0].force_std
+    assert (beside(3.0) > alone.max()).all(), "nothing of the kind was in the training set"
+    np.testing.assert_allclose(beside(2 * cutoff), np.tile(alone, 2), rtol=1e-9)
+    for edge in (cutoff, np.hypot(cutoff, 0.96), np.hypot(cutoff, 0.97)):
+        np.testing.assert_allclose(beside(edge - 1e-6), beside(edge + 1e-6), rtol=1e-5)
+
+
 def test_a_bias_draws_dynamics_to_what_is_not_known(members: list[TransformerPotential], tmp_path: Path) -> None:
     systems = labelled_by(members[0])
     doubtful = Distance.fitted(members[0], systems)

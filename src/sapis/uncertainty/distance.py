@@ -1,4 +1,8 @@
-"""`Distance`: an atom whose features are unlike those of the training set is uncertain (Mahalanobis distance)."""
+"""`Distance`: an atom whose features are unlike those of the training set is uncertain (Mahalanobis distance).
+
+That is about its energy. The force on an atom is what the energies of its neighbours and its own change by, and so is as
+uncertain as these are in the mean, with weights that fall with the distance.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
 from sapis.uncertainty.one_model import OneModel, atoms_of, sums_over_atoms
 
-SHRINKAGE = 0.05  # of a covariance of features towards its mean variance
+SHRINKAGE = 0.01  # of a covariance of features towards its mean variance
+REACH = 1.75  # Å: width of the weights of neighbours, a Gaussian
 
 
 class Distance(OneModel):
@@ -54,9 +59,16 @@ class Distance(OneModel):
         return cls(potential, torch.stack(means), torch.stack(precisions))
 
     def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
-        squares = self._squares(part, layer.features.double()).numpy()
-        return [Posterior(prediction, float(squares[rows].sum()), squares[rows, None, None] * np.eye(3))
+        squares = self._squares(part, layer.features.double())
+        own, near = squares.numpy(), self._of_neighborhoods(part, squares).numpy()
+        return [Posterior(prediction, float(own[rows].sum()), near[rows, None, None] * np.eye(3))
                 for prediction, rows in zip(self._mean(part, layer, layer.weights), atoms_of(part), strict=True)]
+
+    def _of_neighborhoods(self, part: Part, squares: torch.Tensor) -> torch.Tensor:
+        """Weighted means over atoms and their neighbours, ``(atoms,)``; smooth where a neighbour comes or goes."""
+        lengths = part.batch.vectors.double().norm(dim=2)
+        weights = (-(lengths / REACH).square()).exp() * (1 - (lengths / self.cutoff).square()).clamp_min(0).square()
+        return (squares + (weights * squares[part.batch.senders]).sum(1)) / (1 + weights.sum(1))
 
     def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:
         return sums_over_atoms(part, self._squares(part, features))
