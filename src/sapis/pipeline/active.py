@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sapis.api import load, save
@@ -23,39 +22,32 @@ from sapis.core.errors import DataError
 from sapis.core.files import hash_file
 from sapis.core.memory import keep_freed_memory
 from sapis.core.records import Record, read_record
-from sapis.core.seeds import derive_seed, generator
+from sapis.core.seeds import derive_seed
 from sapis.core.version import __version__
 from sapis.data.formats import read_systems, write_systems
-from sapis.data.splits import nested_order
 from sapis.data.system import System
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import LocalExecutor
 from sapis.executors.outcome import Failure
-from sapis.generate.displacements import displaced
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import label_at
 from sapis.model.potential import TransformerPotential
+from sapis.pipeline.active_choice import ASKED, RANDOM, choose, explored
 from sapis.pipeline.active_config import ActiveRecipe, BreadthConfig
-from sapis.pipeline.recipe import Recipe, SystemConfig
+from sapis.pipeline.recipe import Recipe
 from sapis.pipeline.run import run as run_recipe
 from sapis.pipeline.workspace import RECORDS, Workspace
 from sapis.report.active import ActiveStory, write_active_report
-from sapis.simulate.candidates import make_candidates
-from sapis.simulate.sampling import has_close_contact
-from sapis.simulate.structures import load_structure
 from sapis.training.fit import at_new_level, known_potential, new_potential
 from sapis.training.loop import Training
 from sapis.uncertainty.assess import assess, force_reliability
 from sapis.uncertainty.make import uncertain
-from sapis.uncertainty.select import in_common_units, points_of, select
 from sapis.uncertainty.stopping import enough
 from sapis.uncertainty.uncertain import Uncertain
 
 STORE, MODEL, REPORT, BREADTH = "labels.store", "model.sapis", "report.html", "breadth"
-ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
-MIN_HELD = 8  # frames that validate from the start on: fewer calibrate nothing
 N_SHOWN = 3  # structures of each round in the report
 
 
@@ -165,10 +157,8 @@ class _Run:
     # Its steps
 
     def _candidates(self, number: int) -> Record:
-        recipe = self.recipe
-        driver, model = recipe.labeler, recipe.start
-        if number:
-            model = self._path(number - 1, MODEL)
+        recipe, driver = self.recipe, self.recipe.labeler
+        model = self._path(number - 1, MODEL) if number else recipe.start
         if model is not None:
             driver = LabelerConfig(name="potential", arguments={"path": str(model)}, is_stateless=True,
                                    max_force_eV_A=recipe.labeler.max_force_eV_A)
@@ -177,31 +167,11 @@ class _Run:
         inputs |= {"model": model and hash_file(model), "pool_hash": recipe.pool and hash_file(recipe.pool)}
 
         def run() -> dict[str, Any]:
-            system = recipe.system or SystemConfig(file=recipe.pool)
-            found = load_structure(system.smiles, system.file, system.charge, system.spin,
-                                   n_conformers=recipe.candidates.n_conformers, seed=recipe.seed)
-            if recipe.system is not None:
-                found = self._explored(number, found, driver, recipe.system.smiles)
-            if len(found) < 2:
-                raise DataError(expected="candidates", received=f"{len(found)}", where=f"round {number}",
-                                todo="lower temperatures_K, or begin with more labels")
+            found = explored(recipe, number, driver, self._path(number, "trajectories"))
             write_systems(self._path(number, "candidates.extxyz"), found)
             return {"n": len(found)}
 
         return self._step(number, "candidates", inputs, "candidates.extxyz", run)
-
-    def _explored(self, number: int, starts: list[System], driver: LabelerConfig, smiles: str | None) -> list[System]:
-        """Candidates of a round, by dynamics and by displacements."""
-        recipe, dynamics = self.recipe, self.recipe.candidates
-        n = recipe.n_candidates if number else max(2 * recipe.n_start, recipe.n_start + 10)
-        n_displaced, seed = round(recipe.displaced_fraction * n), derive_seed(recipe.seed, "candidates", number)
-        if number == 0:  # what drives it then knows no doubt, or not of this system
-            dynamics = dynamics.model_copy(update={"bias": 0.0, "max_uncertainty_eV_A": None})
-        found = make_candidates(starts, driver, recipe.temperatures_K, n - n_displaced, dynamics, seed,
-                                self._path(number, "trajectories"), recipe.workers)
-        if n_displaced and smiles:
-            found += displaced(smiles, starts, n_displaced, recipe.temperatures_K, generator(seed, "displaced"))
-        return found
 
     def _is_reached(self, number: int) -> str:
         """Why no more labels are needed, if they are not."""
@@ -220,69 +190,18 @@ class _Run:
         return potential
 
     def _choice(self, number: int, found: Record) -> Record:
-        recipe = self.recipe
         inputs = found.result["files"] | self._settings(
             "strategy", "n_start", "n_per_round", "random_fraction", "seed", "energy_window_eV_atom", "labeler")
         inputs |= {"known": [record.result["files"] for record in self.labels]}
 
         def run() -> dict[str, Any]:
-            candidates, left_out = self._new(number)
-            rng = generator(recipe.seed, "choice", number)
-            n = recipe.n_per_round if number else recipe.n_start
-            n_random = max(1 if number else MIN_HELD, round(recipe.random_fraction * n))
-            if number:
-                at_random = rng.permutation(len(candidates))[:n_random]
-            else:  # the first labels hold every element and charge, for the models of all rounds to know them
-                order = nested_order(candidates, derive_seed(recipe.seed, "start"))
-                asked, at_random = order[: n - n_random], rng.permutation(order[n - n_random :])[:n_random]
-            rest = np.setdiff1d(np.arange(len(candidates)), at_random)
-            if len(rest) == 0 or len(at_random) < n_random:
-                raise DataError(expected=f"more than {n if number == 0 else n_random} candidates that are not labelled yet",
-                                received=str(len(candidates)), where=f"round {number}",
-                                todo="give a larger pool or more n_candidates, or fewer rounds")
-            stds = np.zeros(len(candidates))
-            if number:
-                potential = self._present(number - 1)
-                stds = np.array([one.force_std.max() for one in potential.posterior(candidates)])
-                points, known = in_common_units(points_of(potential.first, candidates),
-                                                points_of(potential.first, self._known(ASKED)))
-                asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=known, rng=rng)]
-            chosen = [candidates[k].with_tags(arm=arm, uncertainty_eV_A=float(stds[k])) for arm, numbers in (
-                (ASKED, asked), (RANDOM, at_random)) for k in numbers]
+            chosen, figures = choose(self.recipe, number, read_systems(self._path(number, "candidates.extxyz")),
+                                     {arm: self._known(arm) for arm in (ASKED, RANDOM)},
+                                     self._present(number - 1) if number else None)
             write_systems(self._path(number, "chosen.extxyz"), chosen)
-            return {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(candidates), "left_out": left_out,
-                    "uncertainty_asked_eV_A": float(stds[asked].mean()), "uncertainty_all_eV_A": float(stds.mean())}
+            return figures
 
         return self._step(number, "choice", inputs, "chosen.extxyz", run)
-
-    def _new(self, number: int) -> tuple[list[System], dict[str, int]]:
-        """Candidates that are not labelled yet, each once, and how many were left out for what they are."""
-        seen = {system.structure_hash() for arm in (ASKED, RANDOM) for system in self._known(arm)}
-        fresh = {system.structure_hash(): system for system in read_systems(self._path(number, "candidates.extxyz"))}
-        found = [system for key, system in fresh.items() if key not in seen]
-        plausible = [system for system in found if not has_close_contact(system)]
-        left_out = {"atoms too close": len(found) - len(plausible)}
-        if number:
-            inside = self._within_limits(number, plausible)
-            left_out["energy or forces too high"] = len(plausible) - len(inside)
-            plausible = inside
-        return plausible, left_out
-
-    def _within_limits(self, number: int, systems: Sequence[System]) -> list[System]:
-        """Those of whose energies and forces the present model says that they are worth a label."""
-        window, limit = self.recipe.energy_window_eV_atom, self.recipe.labeler.max_force_eV_A
-        if window is None and limit is None:
-            return list(systems)
-        lowest: dict[str, float] = {}
-        for system in (*self._known(ASKED), *self._known(RANDOM)):
-            if system.energy is not None:
-                lowest[system.formula] = min(system.energy, lowest.get(system.formula, np.inf))
-        kept = []
-        for system, found in zip(systems, self._present(number - 1).predict(systems), strict=True):
-            above = (found.energy - lowest.get(system.formula, found.energy)) / len(system)
-            if above <= (np.inf if window is None else window) and np.abs(found.forces).max() <= (limit or np.inf):
-                kept.append(system)
-        return kept
 
     def _labels(self, number: int, chosen: Record) -> Record:
         recipe = self.recipe

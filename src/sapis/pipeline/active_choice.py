@@ -1,0 +1,121 @@
+"""What a round of `sapis active` explores, and what it chooses to label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sapis.core.errors import DataError
+from sapis.core.seeds import derive_seed, generator
+from sapis.data.splits import nested_order
+from sapis.data.system import System
+from sapis.generate.displacements import displaced
+from sapis.labelers.labeler import LabelerConfig
+from sapis.pipeline.active_config import ActiveRecipe
+from sapis.pipeline.recipe import SystemConfig
+from sapis.potential.prediction import Potential
+from sapis.simulate.candidates import make_candidates
+from sapis.simulate.sampling import has_close_contact
+from sapis.simulate.structures import load_structure
+from sapis.uncertainty.select import in_common_units, points_of, select
+from sapis.uncertainty.uncertain import Uncertain
+
+ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
+MIN_HELD = 8  # frames that validate from the start on: fewer calibrate nothing
+
+
+def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, folder: Path) -> list[System]:
+    """The candidates of round ``number``: the pool, or dynamics by ``driver`` and displacements.
+
+    Args:
+        folder: where trajectories are kept.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    system, dynamics = recipe.system or SystemConfig(file=recipe.pool), recipe.candidates
+    found = load_structure(system.smiles, system.file, system.charge, system.spin, n_conformers=dynamics.n_conformers,
+                           seed=recipe.seed)
+    if recipe.system is not None:
+        starts, n = found, recipe.n_candidates if number else max(2 * recipe.n_start, recipe.n_start + 10)
+        n_displaced, seed = round(recipe.displaced_fraction * n), derive_seed(recipe.seed, "candidates", number)
+        if number == 0:  # what drives it then knows no doubt, or not of this system
+            dynamics = dynamics.model_copy(update={"bias": 0.0, "max_uncertainty_eV_A": None})
+        found = make_candidates(starts, driver, recipe.temperatures_K, n - n_displaced, dynamics, seed, folder, recipe.workers)
+        if n_displaced and system.smiles:
+            found += displaced(system.smiles, starts, n_displaced, recipe.temperatures_K, generator(seed, "displaced"))
+    if len(found) < 2:
+        raise DataError(expected="candidates", received=f"{len(found)}", where=f"round {number}",
+                        todo="lower temperatures_K, or begin with more labels")
+    return found
+
+
+def choose(recipe: ActiveRecipe, number: int, candidates: Sequence[System], known: Mapping[str, Sequence[System]],
+           potential: Uncertain | None) -> tuple[list[System], dict[str, Any]]:
+    """What is to be labelled in round ``number``, with the tags ``arm`` and ``uncertainty_eV_A``, and figures of the choice.
+
+    Args:
+        known: labelled frames so far, by arm.
+        potential: the present model; None in the first round.
+
+    Raises:
+        DataError: too few candidates that are new.
+    """
+    fresh, left_out = _worth_a_label(recipe, candidates, known, potential)
+    rng, n = generator(recipe.seed, "choice", number), recipe.n_per_round if number else recipe.n_start
+    n_random = max(1 if number else MIN_HELD, round(recipe.random_fraction * n))
+    if potential is not None:
+        at_random = rng.permutation(len(fresh))[:n_random]
+    else:  # the first labels hold every element and charge, for the models of all rounds to know them
+        order = nested_order(fresh, derive_seed(recipe.seed, "start"))
+        asked, at_random = order[: n - n_random], rng.permutation(order[n - n_random :])[:n_random]
+    rest = np.setdiff1d(np.arange(len(fresh)), at_random)
+    if len(rest) == 0 or len(at_random) < n_random:
+        raise DataError(expected=f"more than {n_random if number else n} candidates that are not labelled yet",
+                        received=str(len(fresh)), where=f"round {number}",
+                        todo="give a larger pool or more n_candidates, or fewer rounds")
+    stds = np.zeros(len(fresh))
+    if potential is not None:
+        stds = np.array([one.force_std.max() for one in potential.posterior(fresh)])
+        points, old = in_common_units(points_of(potential.first, fresh), points_of(potential.first, known[ASKED]))
+        asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=old, rng=rng)]
+    chosen = [fresh[k].with_tags(arm=arm, uncertainty_eV_A=float(stds[k]))
+              for arm, numbers in ((ASKED, asked), (RANDOM, at_random)) for k in numbers]
+    return chosen, {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(fresh), "left_out": left_out,
+                    "uncertainty_asked_eV_A": float(stds[asked].mean()), "uncertainty_all_eV_A": float(stds.mean())}
+
+
+def _worth_a_label(recipe: ActiveRecipe, candidates: Sequence[System], known: Mapping[str, Sequence[System]],
+                   potential: Uncertain | None) -> tuple[list[System], dict[str, int]]:
+    """Candidates that are not labelled yet, each once, and how many were left out for what they are."""
+    labelled = [system for frames in known.values() for system in frames]
+    seen = {system.structure_hash() for system in labelled}
+    each_once = {system.structure_hash(): system for system in candidates}
+    fresh = [system for key, system in each_once.items() if key not in seen]
+    plausible = [system for system in fresh if not has_close_contact(system)]
+    left_out = {"atoms too close": len(fresh) - len(plausible)}
+    if potential is not None:
+        window, limit = recipe.energy_window_eV_atom, recipe.labeler.max_force_eV_A
+        inside = _within_limits(plausible, labelled, potential, window=window or np.inf, limit=limit or np.inf)
+        left_out["energy or forces too high"] = len(plausible) - len(inside)
+        plausible = inside
+    return plausible, left_out
+
+
+def _within_limits(systems: Sequence[System], labelled: Sequence[System], potential: Potential, *, window: float, limit: float,
+                   ) -> list[System]:
+    """Those whose energy and forces are within a ``window`` (eV an atom, above the lowest label of the composition) and a
+    ``limit`` (eV/Å), as ``potential`` says.
+    """
+    if window == limit == np.inf:
+        return list(systems)
+    lowest: dict[str, float] = {}
+    for system in labelled:
+        if system.energy is not None:
+            lowest[system.formula] = min(system.energy, lowest.get(system.formula, np.inf))
+    return [system for system, found in zip(systems, potential.predict(systems), strict=True)
+            if (found.energy - lowest.get(system.formula, found.energy)) / len(system) <= window
+            and np.abs(found.forces).max() <= limit]
