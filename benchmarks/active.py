@@ -36,7 +36,7 @@ from sapis.pipeline.active import active
 from sapis.pipeline.active_config import ActiveRecipe
 
 RANDOM, ASKED = "random", "largest and diverse"
-STRATEGIES = (RANDOM, ASKED, "largest", "diverse")
+STRATEGIES = (RANDOM, ASKED, "largest", "diverse", "information")
 FILES = {"aspirin": [f"rmd17/rmd17_aspirin_split0{k}.npz" for k in (1, 2, 3)], "qm7x": ["qm7x_2500/qm7x_2500.extxyz.gz"]}
 N_POOL, N_TEST = 2000, 500
 SETTINGS: dict[str, Any] = {

@@ -461,6 +461,20 @@ def test_of_many_alike_one_is_chosen() -> None:
         select(1, "diverse", stds=stds[:3], points=points, known=centres, rng=rng)
 
 
+def test_information_is_the_growth_of_the_determinant() -> None:
+    rng = np.random.default_rng(11)
+    points, known = rng.standard_normal((40, 5)), rng.standard_normal((6, 5))
+    curvature = known.T @ known
+    curvature += 1e-3 * np.trace(curvature) / 5 * np.eye(5)
+    expected = list[int]()
+    for _ in range(8):
+        gains = [-np.inf if k in expected else np.linalg.slogdet(curvature + np.outer(x, x))[1] for k, x in enumerate(points)]
+        expected.append(int(np.argmax(gains)))
+        curvature += np.outer(points[expected[-1]], points[expected[-1]])
+    found = select(8, "information", stds=np.ones(40), points=points, known=known, rng=rng)
+    assert found.tolist() == expected
+
+
 def test_points_are_sums_over_atoms(members: list[TransformerPotential]) -> None:
     systems = labelled_by(members[0], 6)
     points = points_of(members[0], systems)

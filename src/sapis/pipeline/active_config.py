@@ -45,7 +45,7 @@ class ActiveRecipe(Config):
     n_per_round: int = Field(20, ge=2, description="labels of each")
     random_fraction: float = Field(
         0.2, gt=0, lt=1, description="of the labels of a round, chosen at random: they validate, and say what choice is worth")
-    strategy: Strategy = Field("largest and diverse", description="random, largest, diverse, or largest and diverse")
+    strategy: Strategy = Field("largest and diverse", description="random, largest, diverse, largest and diverse, or information")
     n_candidates: int = Field(400, ge=10, description="structures to choose from in each round")
     temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 600.0], min_length=1)
     candidates: CandidatesConfig = CandidatesConfig(rattle_fraction=0.0)

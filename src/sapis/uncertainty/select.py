@@ -17,7 +17,8 @@ from sapis.data.system import System
 from sapis.model.last_layer import LastLayer
 from sapis.model.potential import TransformerPotential
 
-Strategy = Literal["random", "largest", "diverse", "largest and diverse"]
+Strategy = Literal["random", "largest", "diverse", "largest and diverse", "information"]
+RIDGE = 1e-3  # of the mean curvature of what is known, added to all of it
 SHORTLIST = 5  # times as many as wanted, the most uncertain, of which "largest and diverse" takes the most diverse
 
 
@@ -42,8 +43,30 @@ def select(n: int, strategy: Strategy, *, stds: np.ndarray, points: np.ndarray, 
         return rng.permutation(len(stds))[:n]
     if strategy == "largest":
         return np.argsort(-stds, kind="stable")[:n]
+    if strategy == "information":
+        return _most_informative(n, points, known)
     chosen = np.arange(len(stds)) if strategy == "diverse" else np.argsort(-stds, kind="stable")[: SHORTLIST * n]
     return chosen[_largest_cluster(n, points[chosen], known)]
+
+
+def _most_informative(n: int, points: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The greatest expected information gain about the weights of a linear model of the points, one after the other: by
+    ``log(1 + x C x)``, with the covariance C of the weights given all before (D-optimality; MacKay, Neural Computation 4, 590,
+    1992).
+    """
+    curvature = known.T @ known if len(known) else points.T @ points / len(points)
+    ridge = RIDGE * max(float(np.trace(curvature)) / len(curvature), 1e-30)
+    covariance = np.linalg.inv(curvature + ridge * np.eye(len(curvature)))
+    gains, found = np.einsum("ip,pq,iq->i", points, covariance, points), list[int]()
+    for _ in range(n):
+        gains[found] = -np.inf
+        best = int(gains.argmax())
+        found.append(best)
+        along = covariance @ points[best]
+        size = 1 + points[best] @ along
+        covariance -= np.outer(along, along) / size
+        gains = gains - (points @ along) ** 2 / size
+    return np.array(found, dtype=np.int64)
 
 
 def _largest_cluster(n: int, points: np.ndarray, known: np.ndarray) -> np.ndarray:
