@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.growth import read_parts
 from sapis.core.config import parse_config
-from sapis.model.config import BASE_WIDTHS, ModelConfig
+from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.testing.width import Sizes, average_runs, slopes
 from sapis.training.config import TrainingConfig
@@ -71,7 +71,7 @@ def rates(spec: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
             losses[str(width)][f"{rate:g}"] = progress.best_score
             print(f"width {width}, rate {rate:g}: validation loss {progress.best_score:.6f}", flush=True)
     best = {width: _optimum(row) for width, row in losses.items()}
-    base = best[str(BASE_WIDTHS["n_channels"])]
+    base = best[str(spec["base"])]
     return {"losses": losses, "best_rates": best,
             "largest_shift": max(max(rate / base, base / rate) for rate in best.values())}
 

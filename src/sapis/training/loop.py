@@ -166,7 +166,8 @@ class Training:
     def _note(self) -> str:
         row = self.progress.history[-1]
         return (f"F {row['validation_force_rmse_meV_A']:.1f} meV/Å  E {row['validation_energy_rmse_meV_atom']:.2f} meV/atom  "
-                f"{self.progress.cpu_seconds:.0f} CPU-s  {self.progress.flops / 1e12:.2f} TFLOP")
+                f"{self.progress.cpu_seconds:.0f} CPU-s  {self.progress.flops / 1e12:.2f} TFLOP  "
+                f"{', '.join(self.progress.backends)}")
 
     def _is_over(self, until: float) -> bool:
         return self.progress.is_finished or self.spent() >= until
