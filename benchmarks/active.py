@@ -128,7 +128,8 @@ def ratio(runs: dict[str, Any], strategy: str) -> dict[str, float]:
     rng = generator(0, "active")
 
     def of(means: dict[str, np.ndarray]) -> float:
-        return labels_needed(n_labels, np.exp(means[strategy]), float(np.exp(means[RANDOM][-1]))) / n_labels[-1]
+        target = float(np.exp(means[RANDOM][-1]))
+        return labels_needed(n_labels, np.exp(means[strategy]), target) / labels_needed(n_labels, np.exp(means[RANDOM]), target)
 
     drawn = [of({name: curve[rng.integers(len(curve), size=len(curve))].mean(0) for name, curve in curves.items()})
              for _ in range(N_RESAMPLES)]

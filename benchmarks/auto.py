@@ -1,8 +1,8 @@
 """The controller and fixed policies on a real problem, at equal total cost: ``python -m benchmarks.auto PROBLEM``.
 
 ``acac``: acetylacetone (PBE-D3), 400 frames as a pool, of which each label is paid for when it is used. ``gfn2``: molecules of
-`sapis data generate organic`, whose store is given by ``--data``. Writes ``benchmarks/records/auto-PROBLEM.json``; the same
-command goes on after a stop.
+`sapis data generate organic`, whose store is given by ``--data``. Writes ``benchmarks/records/auto-PROBLEM.json`` after each run
+and a figure; the same command goes on after a stop, and does no run again that the record has.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.run import DATA, WORK
 from sapis.core.files import hash_json
-from sapis.core.records import Record, Stopwatch, provenance, write_record
+from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
 from sapis.pipeline.auto import auto
 from sapis.pipeline.auto_config import AutoConfig
 from sapis.scaling.policies import POLICIES
@@ -41,38 +41,73 @@ def one(problem: str, policy: str, seed: int, data: Path, isolated: Path | None)
     return {
         "test_force_rmse_meV_A": result["errors"]["test"]["force_rmse_meV_A"], "n_frames": result["n_frames"],
         "size": result["size"], "n_parameters": result["n_parameters"], **record.cost,
-        "growths": [{**event["look"], "action": event["decision"]["action"], "reason": event["decision"]["reason"]}
+        "growths": [{**event["look"], "action": event["decision"]["action"], "reason": event["decision"]["reason"],
+                     "law": event["decision"]["law"], "after": event["after"]}
                     for event in events if event["decision"]["action"] != "train"],
+        # Of the model that has grown, before its first step, over that of the one before.
+        "loss_after_growth": [event["after"] / event["look"]["loss"] for event in events if event["after"] is not None],
         "course": [[event["look"]["spent"], event["look"]["loss"]] for event in events],
     }
+
+
+def summary(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """By policy, the mean test error over the seeds and its spread."""
+    found = {}
+    for policy, runs in cases.items():
+        errors = np.array([run["test_force_rmse_meV_A"] for run in runs.values()])
+        spread = float(errors.std(ddof=min(1, len(errors) - 1)))
+        found[policy] = {"mean_test_force_rmse_meV_A": float(errors.mean()), "spread": spread, "n": len(errors)}
+    return found
+
+
+def _figure(problem: str, cases: dict[str, dict[str, Any]]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=(3, 2))
+    for place, (policy, runs) in enumerate(cases.items()):
+        for number, run in enumerate(runs.values()):
+            spent, loss = np.array(run["course"]).T
+            axes[0].plot(spent, loss, color=f"C{place}", alpha=0.8, linewidth=1.0, label=policy if number == 0 else None)
+            axes[1].plot(place, run["test_force_rmse_meV_A"], "o", color=f"C{place}")
+    axes[0].set(xlabel="spent, labels included (FLOPs)", ylabel="force error on validation frames (meV/Å)", yscale="log")
+    axes[0].legend()
+    axes[1].set(ylabel="force error on test frames at the end (meV/Å)", yscale="log", xticks=range(len(cases)),
+                xticklabels=list(cases))
+    figure.savefig(HERE / "figures" / f"auto-{problem}.png", dpi=120)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("problem", choices=list(PROBLEMS))
-    parser.add_argument("--data", type=Path, default=DATA / "acac" / "train_300K.extxyz.gz", help="labelled frames")
+    parser.add_argument("--data", type=Path, help="labelled frames; default: those of acac")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
+    if options.problem == "gfn2" and options.data is None:
+        parser.error("--data STORE, of `sapis data generate organic`")
+    data = options.data or DATA / "acac" / "train_300K.extxyz.gz"
     isolated = DATA / "acac" / "isolated_atoms.extxyz.gz" if options.problem == "acac" else None
     made_by, watch = provenance(), Stopwatch()
-    cases: dict[str, Any] = {name: {"seeds": {}} for name in POLICIES}
+    problem, path = PROBLEMS[options.problem], HERE / "records" / f"auto-{options.problem}.json"
+    cases: dict[str, dict[str, Any]] = {policy: {} for policy in POLICIES}
+    if path.exists() and (known := read_record(path)).input_hash == hash_json(problem):
+        cases |= known.result["cases"]
     for seed in options.seeds:
         for policy in POLICIES:
-            found = one(options.problem, policy, seed, options.data, isolated)
-            cases[policy]["seeds"][str(seed)] = found
+            if str(seed) not in cases[policy]:
+                cases[policy][str(seed)] = one(options.problem, policy, seed, data, isolated) | {"made_by": made_by}
+                runs = [run for each in cases.values() for run in each.values()]
+                growths = [abs(ratio - 1) for run in runs for ratio in run["loss_after_growth"]]
+                cost = {**watch.cost(), **{key: sum(run[key] for run in runs) for key in ("cpu_seconds", "flops")}}
+                result = {"cases": cases, "summary": summary({name: each for name, each in cases.items() if each}),
+                          "largest_change_by_growth": max(growths, default=None), "problem": problem, "threads": 1}
+                write_record(path, Record(path.stem, hash_json(problem), result, cost, made_by))
+            found = cases[policy][str(seed)]
             print(f"{policy}, seed {seed}: {found['test_force_rmse_meV_A']:.2f} meV/Å with {found['n_frames']} frames, "
                   f"{found['size']}", flush=True)
-    for name, case in cases.items():
-        errors = np.array([run["test_force_rmse_meV_A"] for run in case["seeds"].values()])
-        case["mean_test_force_rmse_meV_A"], case["spread"] = float(errors.mean()), float(errors.std(ddof=min(1, len(errors) - 1)))
-        print(f"{name}: {errors.mean():.2f} ± {case['spread']:.2f} meV/Å")
-    runs = [run for case in cases.values() for run in case["seeds"].values()]
-    cost = {**watch.cost(), "cpu_seconds": sum(run["cpu_seconds"] for run in runs), "flops": sum(run["flops"] for run in runs)}
-    result = {"cases": cases, "problem": {**PROBLEMS[options.problem]}, "seeds": options.seeds, "threads": 1}
-    title = f"auto-{options.problem}"
-    write_record(HERE / "records" / f"{title}.json",
-                 Record(title, hash_json({**PROBLEMS[options.problem], "seeds": options.seeds}), result, cost, made_by))
+    for policy, row in summary(cases).items():
+        print(f"{policy}: {row['mean_test_force_rmse_meV_A']:.2f} ± {row['spread']:.2f} meV/Å")
+    _figure(options.problem, cases)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 1,3-Propanediol at GFN2-xTB, a chain with many minima. One arm is `sapis active`: dynamics of the model from 300 to 1,500 K, drawn
 to what it does not know, and displaced structures. The others label frames of dynamics by GFN2-xTB itself at 300 and at 600 K, as
 many, and train as long. All are tested on a broad set that none has seen (dynamics from 300 to 2,000 K, vibrations, turned and
-stretched bonds), and by dynamics at 600 K until something breaks: the structure, or the forces, by `LIMIT` against the truth.
-Writes ``benchmarks/records/explore.json``; the same command goes on after a stop.
+stretched bonds), and by dynamics at 600 K until something breaks: the structure, or the forces, by `LIMIT` against the truth,
+which is asked every 0.1 ps; velocities are drawn anew then. Writes ``benchmarks/records/explore.json``; the same command goes on
+after a stop.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from sapis.labelers.labelling import label_at
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active import active
 from sapis.pipeline.active_config import ActiveRecipe
+from sapis.potential.bundle import hash_tensors
 from sapis.potential.calculator import SapisCalculator
 from sapis.simulate.candidates import make_candidates
 from sapis.simulate.md import run_nvt
@@ -103,7 +105,9 @@ def plain(temperature_K: float, seed: int, n_labels: int, flops: float, folder: 
 
 def failures(potential: Trained, folder: Path) -> dict[str, Any]:
     """Dynamics at `MD_K` from several conformers: the time that each ran, and why it ended."""
-    path, found = folder / "md.json", list[dict[str, Any]]()
+    what = hash_json({"model": hash_tensors(dict(potential.state_dict())), "K": MD_K, "ps": MD_PS, "piece_ps": PIECE_PS,
+                      "limit": LIMIT})
+    path, found = folder / f"md-{what[:16]}.json", list[dict[str, Any]]()
     if path.exists():
         found = read_json(path)
     truth = build_labeler(LabelerConfig())
@@ -126,7 +130,7 @@ def failures(potential: Trained, folder: Path) -> dict[str, Any]:
         write_json(path, found)
     n_failed = sum(bool(each["reason"]) for each in found)
     total = sum(each["time_ps"] for each in found)
-    return {"runs": found, "n_failed": n_failed, "total_ps": total, "mean_time_to_failure_ps": total / max(n_failed, 1)}
+    return {"runs": found, "n_failed": n_failed, "total_ps": total}
 
 
 def _force_error(potential: Trained, truth: Any, system: System, level: str) -> float:
@@ -160,7 +164,8 @@ def main() -> None:
                   f"failed in {arm['md']['total_ps']:.1f} ps", flush=True)
     ratios = {name: {"error": float(np.exp(np.mean([np.log(arms["active"]["broad"]["force_rmse_meV_A"] / arms[name]["broad"]
                                                            ["force_rmse_meV_A"]) for arms in found.values()]))),
-                     "time_to_failure": _rate(found, name) / _rate(found, "active") if _rate(found, "active") else None}
+                     "time_to_failure": _rate(found, name) / _rate(found, "active", at_least=1),
+                     "is_a_lower_bound": _rate(found, "active") == 0}
               for name in next(iter(found.values())) if name != "active"}
     print(ratios)
     result = {"seeds": found, "active_over": ratios, "settings": SETTINGS, "test": hash_systems(test), "n_test": len(test),
@@ -172,15 +177,19 @@ def main() -> None:
 
 def _judged(potential: Trained, test: list[System], folder: Path) -> dict[str, Any]:
     level = next(iter(potential.conditions.levels), "")
-    errors = evaluate(potential, [replace(system, level=level) for system in test])
-    return {"broad": {key: errors[key] for key in ("n", "force_rmse_meV_A", "energy_rmse_meV_atom", "by_temperature")},
-            "md": failures(potential, folder)}
+    frames = [replace(system, level=level) for system in test]
+    dynamics = [frame for frame in frames if frame.tags["source"] == "md"]
+    displacements = [frame for frame in frames if frame.tags["source"] != "md"]
+    found = {name: evaluate(potential, part) for name, part in (
+        ("broad", frames), ("dynamics", dynamics), ("displacements", displacements))}
+    return {**{name: {key: errors[key] for key in ("n", "force_rmse_meV_A", "energy_rmse_meV_atom", "by_temperature")}
+               for name, errors in found.items()}, "md": failures(potential, folder)}
 
 
-def _rate(found: dict[str, Any], name: str) -> float:
-    """Failures per ps, over all seeds."""
-    return float(sum(arms[name]["md"]["n_failed"] for arms in found.values())
-                 / sum(arms[name]["md"]["total_ps"] for arms in found.values()))
+def _rate(found: dict[str, Any], name: str, *, at_least: int = 0) -> float:
+    """Failures per ps, over all seeds; as if there had been ``at_least`` so many."""
+    n_failed = sum(arms[name]["md"]["n_failed"] for arms in found.values())
+    return float(max(n_failed, at_least) / sum(arms[name]["md"]["total_ps"] for arms in found.values()))
 
 
 if __name__ == "__main__":

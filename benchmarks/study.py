@@ -28,6 +28,7 @@ from sapis.data.formats import read_systems, write_systems
 from sapis.executors.executor import LocalExecutor
 from sapis.generate.organic import LABELS, OrganicConfig, generate
 from sapis.pipeline.compare import compare_studies
+from sapis.pipeline.floor import known_floor
 from sapis.pipeline.scale import (
     LAWS,
     PLAN,
@@ -41,12 +42,12 @@ from sapis.pipeline.scale import (
     run_study,
     trial_folder,
 )
-from sapis.scaling.plan import StudyConfig
+from sapis.scaling.plan import StudyConfig, Trial
 
-COMMON: dict[str, Any] = {"widths": [16, 32, 64, 96], "levels": 4, "spacing": 3, "fractions": [1.0, 0.25], "seeds": 2}
+COMMON: dict[str, Any] = {"widths": [16, 32, 64], "levels": 4, "spacing": 2.7, "fractions": [1.0, 0.25], "seeds": 2}
 PROBLEMS: dict[str, dict[str, Any]] = {
     "gfn2": {"cpu_seconds": 1500, "n_validation": 200, "n_test": 1000, "group_by": "smiles",
-             "training": {"batch_size": 4, "validations": 2}},
+             "training": {"batch_size": 2, "validations": 2}},
     "aspirin": {"cpu_seconds": 1000, "n_validation": 200, "n_test": 1000, "training": {"batch_size": 2, "validations": 2}},
 }
 ARMS: dict[str, dict[str, Any]] = {
@@ -80,23 +81,27 @@ def settings_of(problem: str, arm: str) -> StudyConfig:
     return parse_config(StudyConfig, {**COMMON, **common, **own, "training": training}, where=f"{problem}, {arm}")
 
 
-def restore(record: Path, folder: Path, data: Path) -> None:
-    """The study in ``folder`` as ``record`` has it, if it is of the same settings."""
-    if not record.exists() or (folder / PLAN).exists():
+def restore(record: Path, folder: Path, data: Path, settings: StudyConfig) -> None:
+    """Whatever ``record`` has of a study of these ``settings`` and is not in ``folder`` yet."""
+    if not record.exists() or (known := read_record(record)).input_hash != _hash(settings):
         return
-    known = read_record(record).result
-    write_json(folder / PLAN, {**known["plan"], "data": str(data.resolve())})
-    write_json(folder / PREDICTIONS, known["predictions"])
-    study = read_study(folder)
-    for trial in study.trials:
-        if trial.name in known["trials"]:
-            write_json(trial_folder(folder, trial) / RECORD, known["trials"][trial.name])
+    for trial in (Trial(**each) for each in known.result["plan"]["trials"]):
+        path = trial_folder(folder, trial) / RECORD
+        if trial.name in known.result["trials"] and not path.exists():
+            write_json(path, known.result["trials"][trial.name])
+    if not (folder / PREDICTIONS).exists():
+        write_json(folder / PREDICTIONS, known.result["predictions"])
+    if not (folder / PLAN).exists():  # the last: with it the folder is a study
+        write_json(folder / PLAN, {**known.result["plan"], "data": str(data.resolve())})
 
 
 def keep(record: Path, folder: Path, made_by: dict[str, Any], watch: Stopwatch) -> int:
-    """Write what is finished; how many trainings that is."""
+    """Write what is finished, unless the record has more; how many trainings that is."""
     study = read_study(folder)
     done = finished(folder, study)
+    before = read_record(record) if record.exists() else None
+    if not done or (before is not None and before.input_hash == _hash(study.config) and len(before.result["trials"]) > len(done)):
+        return 0
     result = {
         "plan": {key: value for key, value in read_json(folder / PLAN).items() if key != "data"},
         "predictions": read_json(folder / PREDICTIONS) if (folder / PREDICTIONS).exists() else [],
@@ -104,8 +109,12 @@ def keep(record: Path, folder: Path, made_by: dict[str, Any], watch: Stopwatch) 
         "laws": {key: value for key, value in read_json(folder / LAWS).items() if key != "trials"}
         if (folder / LAWS).exists() else None, "threads": 1}
     cost = {**watch.cost(), **{key: sum(each.cost[key] for each in done.values()) for key in ("cpu_seconds", "flops")}}
-    write_record(record, Record(record.stem, hash_json(study.config.model_dump(mode="json")), result, cost, made_by))
+    write_record(record, Record(record.stem, _hash(study.config), result, cost, made_by))
     return len(done)
+
+
+def _hash(settings: StudyConfig) -> str:
+    return hash_json(settings.model_dump(mode="json"))
 
 
 def one(problem: str, arm: str, options: argparse.Namespace) -> None:
@@ -115,13 +124,13 @@ def one(problem: str, arm: str, options: argparse.Namespace) -> None:
     if options.keep:
         print(f"{record.name}: {keep(record, folder, made_by, watch)} trainings")
         return
-    data = data_of(problem, options.workers)
-    restore(record, folder, data)
+    data, settings = data_of(problem, options.workers), settings_of(problem, arm)
+    restore(record, folder, data, settings)
     measure = plain_study.measured if is_plain else None
-    study = plan_study(data, folder, settings_of(problem, arm), measure=measure)
+    study = plan_study(data, folder, settings, measure=measure)
     if options.foretell:
-        fit_study(folder)
-        trial, entry = foretell(folder)
+        fit_study(folder, floor=known_floor(folder))
+        trial, entry = foretell(folder, floor=known_floor(folder), measure=measure)
         print(f"{arm}: foretold {entry['foretold']:.1f} ({entry['low']:.1f} to {entry['high']:.1f}) meV/Å of {asdict(trial)}")
     else:
         print(f"{arm}: {len(study.trials)} trainings, {sum(trial.cpu_seconds for trial in study.trials):,.0f} CPU-s", flush=True)
@@ -129,7 +138,7 @@ def one(problem: str, arm: str, options: argparse.Namespace) -> None:
         _, failures = run_study(folder.resolve(), LocalExecutor(options.workers), trainer=trainer)
         for name, failure in failures.items():
             print(f"{arm}, {name}: {failure.kind}: {failure.reason}")
-        _, found = fit_study(folder)
+        _, found = fit_study(folder, floor=known_floor(folder))
         for each in found["held_out"]:
             print(f"{arm}: foretold {each['foretold']:.1f} ({each['low']:.1f} to {each['high']:.1f}), measured "
                   f"{each['measured']:.1f} meV/Å: {each['relative_error']:+.1%}")
@@ -153,8 +162,9 @@ def main() -> None:
         folders = [WORK / "studies" / f"{options.problem}-{arm}" for arm in options.arms]
         name = f"study-{options.problem}"
         for arm, found in compare_studies(folders, WORK / "studies" / name):
-            print(arm, *(f"{loss:.0f} meV/Å: {ratio:.1f} ({low:.1f} to {high:.1f})" for loss, ratio, low, high
-                         in zip(found.losses, *found.ratio, strict=True)), sep="\n  ")
+            rows = zip(found.losses, *found.ratio, found.is_measured, strict=True)
+            print(arm, *(f"{loss:.0f} meV/Å: {ratio:.1f} ({low:.1f} to {high:.1f}){'' if is_measured else ', extrapolated'}"
+                         for loss, ratio, low, high, is_measured in rows), sep="\n  ")
         result = read_json(WORK / "studies" / f"{name}.json")
         write_record(HERE / "records" / f"{name}.json",
                      Record(name, hash_json(options.arms), {**result, "threads": 1}, watch.cost(), made_by))

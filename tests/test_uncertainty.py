@@ -291,6 +291,19 @@ def test_what_is_strange_makes_its_neighbours_uncertain_and_smoothly_so(members:
         np.testing.assert_allclose(beside(edge - 1e-6), beside(edge + 1e-6), rtol=1e-5)
 
 
+def test_an_element_of_which_one_atom_was_seen_has_a_scale_too() -> None:
+    potential = TransformerPotential(dial(16, {"preset": "nano", "n_layers": 1}), elements=[1, 7, 8], scale=1.0,
+                                     reference_energies=[0.0] * 3, average_neighbors=2.0, precision="float64", seed=0)
+    ammonia = System(numbers=np.array([7, 1, 1, 1]),
+                     positions=np.array([[0, 0, 0.1], [0.95, 0, -0.3], [-0.5, 0.8, -0.3], [-0.5, -0.8, -0.3]]))
+    rng = np.random.default_rng(12)
+    waters = [replace(water(), positions=water().positions + rng.normal(0, 0.08, (3, 3))) for _ in range(40)]
+    known = Distance.fitted(potential, [*waters, ammonia])
+    moved = replace(ammonia, positions=ammonia.positions + rng.normal(0, 0.05, (4, 3)))
+    rare, common = known.posterior([moved, replace(water(), positions=water().positions + rng.normal(0, 0.05, (3, 3)))])
+    assert 0.1 * common.force_std.max() < rare.force_std.max() < 50 * common.force_std.max()
+
+
 def test_a_bias_draws_dynamics_to_what_is_not_known(members: list[TransformerPotential], tmp_path: Path) -> None:
     systems = labelled_by(members[0])
     doubtful = Distance.fitted(members[0], systems)

@@ -46,7 +46,7 @@ def md(
     trace = kind(atoms, temperature_K=temperature_K, timestep_fs=timestep_fs, time_ps=time_ps, seed=seed,
                  max_uncertainty_eV_A=stop_above)
     record = trace.to_record()
-    if order:
+    if order and not trace.reason.startswith(UNCERTAIN):
         start = system.to_atoms()
         start.calc = calculator
         record["order"] = order_test(start, temperature_K=temperature_K, seed=seed).to_record()

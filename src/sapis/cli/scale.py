@@ -59,7 +59,8 @@ def run(
 
     executor: Executor = LocalExecutor(workers)
     if cluster:
-        executor = ClusterExecutor(parse_config(ClusterConfig, load_yaml(cluster), where=str(cluster)))
+        # A training is a job of its own, unless the file says otherwise.
+        executor = ClusterExecutor(parse_config(ClusterConfig, {"tasks_per_job": 1, **load_yaml(cluster)}, where=str(cluster)))
     records, failures = run_study(folder.resolve(), executor)
     typer.echo(f"{len(records)} trainings done, {len(failures)} failed")
     for name, failure in failures.items():

@@ -57,7 +57,7 @@ class Labelling:
 
 def label_into(
     store: Store, systems: Iterable[System], config: LabelerConfig, executor: Executor, *, limits: Limits | None = None,
-    total: int | None = None, retry_failures: bool = False, is_quiet: bool = False,
+    total: int | None = None, retry_failures: bool = False, at_once: bool = False, is_quiet: bool = False,
 ) -> Labelling:
     """Label ``systems`` and append them to ``store``, in their order.
 
@@ -72,6 +72,7 @@ def label_into(
         limits: of each label; the time limit is the configuration's if there is none.
         total: how many they are, for the progress bar.
         retry_failures: compute again what has failed before. What was killed from outside always is.
+        at_once: write each label as it comes, in any order: then only those under way are computed again.
         is_quiet: show no progress.
 
     Raises:
@@ -86,7 +87,7 @@ def label_into(
     with Journal(store, labeler.method, labeler.level) as journal, progress_bar(is_hidden=is_quiet) as bar:
         journal.forget_failures(None if retry_failures else ("killed",))
         task = bar.add_task(f"labels {labeler.level}", total=total, note="")
-        writing = _Writing(store, journal, found)
+        writing = _Writing(store, journal, found, at_once=at_once)
         shown = 0.0
 
         def show(*, is_last: bool = False) -> None:
@@ -135,13 +136,13 @@ def labels_in(store: Store, systems: Sequence[System], config: LabelerConfig) ->
 
 
 def label_at(path: Path, systems: Sequence[System], config: LabelerConfig, executor: Executor, *, limits: Limits | None = None,
-             is_quiet: bool = False) -> tuple[Labelling, list[System | Failure]]:
+             at_once: bool = False, is_quiet: bool = False) -> tuple[Labelling, list[System | Failure]]:
     """Label ``systems`` into the store at ``path``, which is made if it is not there: what was done, and what came of each.
 
     Arguments and errors are those of `label_into`.
     """
     with Store.at(path) as store:
-        done = label_into(store, systems, config, executor, limits=limits, total=len(systems), is_quiet=is_quiet)
+        done = label_into(store, systems, config, executor, limits=limits, total=len(systems), at_once=at_once, is_quiet=is_quiet)
         return done, labels_in(store, systems, config)
 
 
@@ -168,8 +169,8 @@ class _Writing:
     long that `WINDOW` others wait for it, or dear ones, those go first.
     """
 
-    def __init__(self, store: Store, journal: Journal, found: Labelling) -> None:
-        self.store, self.journal, self.found = store, journal, found
+    def __init__(self, store: Store, journal: Journal, found: Labelling, *, at_once: bool) -> None:
+        self.store, self.journal, self.found, self.at_once = store, journal, found, at_once
         self._waiting: dict[int, tuple[System, bytes]] = {}
         self._keys: set[bytes] = set()  # of those
         self._outcomes: dict[int, Outcome] = {}
@@ -194,7 +195,7 @@ class _Writing:
         self._unwritten_s += outcome.cpu_seconds
         is_due = max(time.monotonic() - self._written, self._unwritten_s) > WRITE_S
         is_dear = self._unwritten_s > max(UNSAVED_S, DEAR_S * len(self._outcomes))
-        if len(self._outcomes) >= WINDOW or is_dear:
+        if self.at_once or len(self._outcomes) >= WINDOW or is_dear:
             self.flush()
         elif self._n_ready > before and (is_due or len(self._outcomes) >= CHUNK):
             self.flush(self._n_ready)

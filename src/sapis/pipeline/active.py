@@ -10,8 +10,9 @@ goes on with the same command, and no label is bought twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,25 @@ from sapis.core.version import __version__
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.system import System
 from sapis.evaluate.errors import evaluate
-from sapis.executors.executor import LocalExecutor
+from sapis.executors.cluster import ClusterExecutor
+from sapis.executors.executor import Executor, LocalExecutor
 from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import label_at
 from sapis.model.potential import TransformerPotential
-from sapis.pipeline.active_choice import ASKED, RANDOM, choose, explored
+from sapis.pipeline.active_choice import ASKED, RANDOM, choose, explored, worth_a_label
 from sapis.pipeline.active_config import ActiveRecipe, BreadthConfig
 from sapis.pipeline.recipe import Recipe
 from sapis.pipeline.run import run as run_recipe
 from sapis.pipeline.workspace import RECORDS, Workspace
+from sapis.potential.calibration import MIN_ERRORS
 from sapis.report.active import ActiveStory, write_active_report
 from sapis.training.fit import at_new_level, known_potential, new_potential
 from sapis.training.loop import Training
 from sapis.uncertainty.assess import assess, force_reliability
+from sapis.uncertainty.ensemble import Ensemble
 from sapis.uncertainty.make import uncertain
 from sapis.uncertainty.stopping import enough
 from sapis.uncertainty.uncertain import Uncertain
@@ -94,11 +98,11 @@ class _Run:
             self._broaden(self.recipe.breadth)
         reason = f"{self.recipe.rounds} rounds"
         for number in range(self.recipe.rounds + 1):
-            found = self._candidates(number)
+            self._candidates(number)
             if reached := self._is_reached(number):
                 reason = reached
                 break
-            self._labels(number, self._choice(number, found))
+            self._labels(number, self._choice(number))
             self._model(number)
         source = self._path(len(self.models) - 1, MODEL)
         final = self.work.step("bundle", {"model": hash_file(source)}, [MODEL], lambda: self._bundle(source))
@@ -149,14 +153,22 @@ class _Run:
     def _settings(self, *names: str) -> dict[str, Any]:
         return self.recipe.model_dump(mode="json", include=set(names))
 
+    def _so_far(self, name: str) -> list[System]:
+        """The frames of all rounds with labels: ``chosen`` or ``labelled``."""
+        return [system for number in range(len(self.labels)) for system in read_systems(self._path(number, f"{name}.extxyz"))]
+
     def _known(self, arm: str) -> list[System]:
         """All labelled frames of an arm so far."""
-        return [system for number in range(len(self.labels)) for system in read_systems(self._path(number, "labelled.extxyz"))
-                if system.tags["arm"] == arm]
+        return [system for system in self._so_far("labelled") if system.tags["arm"] == arm]
+
+    def _fresh(self, number: int) -> tuple[list[System], dict[str, int]]:
+        """Candidates of a round that are worth a label, and how many are not."""
+        return worth_a_label(self.recipe, read_systems(self._path(number, "candidates.extxyz")), self._so_far("chosen"),
+                             self._so_far("labelled"), self._present(number - 1) if number else None)
 
     # Its steps
 
-    def _candidates(self, number: int) -> Record:
+    def _candidates(self, number: int) -> None:
         recipe, driver = self.recipe, self.recipe.labeler
         model = self._path(number - 1, MODEL) if number else recipe.start
         if model is not None:
@@ -171,7 +183,7 @@ class _Run:
             write_systems(self._path(number, "candidates.extxyz"), found)
             return {"n": len(found)}
 
-        return self._step(number, "candidates", inputs, "candidates.extxyz", run)
+        self._step(number, "candidates", inputs, "candidates.extxyz", run)
 
     def _is_reached(self, number: int) -> str:
         """Why no more labels are needed, if they are not."""
@@ -180,7 +192,7 @@ class _Run:
         potential, models = self._present(number - 1), [record.result for record in self.models]
         return enough(self.recipe.stop, [model["n_train"] for model in models],
                       [model["held"]["force_rmse_meV_A"] for model in models],
-                      lambda: potential.posterior(read_systems(self._path(number, "candidates.extxyz"))),
+                      lambda: potential.posterior(self._fresh(number)[0]),
                       potential.calibrations["forces"])
 
     def _present(self, number: int) -> Uncertain:
@@ -189,17 +201,18 @@ class _Run:
         assert isinstance(potential, Uncertain)
         return potential
 
-    def _choice(self, number: int, found: Record) -> Record:
-        inputs = found.result["files"] | self._settings(
+    def _choice(self, number: int) -> Record:
+        inputs = self.rounds[number]["candidates"].result["files"] | self._settings(
             "strategy", "n_start", "n_per_round", "random_fraction", "seed", "energy_window_eV_atom", "labeler")
-        inputs |= {"known": [record.result["files"] for record in self.labels]}
+        inputs |= {"known": [record.result["files"] for record in self.labels],
+                   "model": self.models[-1].result["files"] if self.models else None}
 
         def run() -> dict[str, Any]:
-            chosen, figures = choose(self.recipe, number, read_systems(self._path(number, "candidates.extxyz")),
-                                     {arm: self._known(arm) for arm in (ASKED, RANDOM)},
-                                     self._present(number - 1) if number else None)
+            fresh, left_out = self._fresh(number)
+            potential = self._present(number - 1) if number else None
+            chosen, figures = choose(self.recipe, number, fresh, self._known(ASKED), potential)
             write_systems(self._path(number, "chosen.extxyz"), chosen)
-            return figures
+            return {**figures, "left_out": left_out}
 
         return self._step(number, "choice", inputs, "chosen.extxyz", run)
 
@@ -208,17 +221,21 @@ class _Run:
 
         def run() -> dict[str, Any]:
             systems = read_systems(self._path(number, "chosen.extxyz"))
-            done, outcomes = label_at(self.work.path(STORE), systems, recipe.labeler, LocalExecutor(recipe.workers))
+            executor: Executor = ClusterExecutor(recipe.cluster) if recipe.cluster else LocalExecutor(recipe.workers)
+            done, outcomes = label_at(self.work.path(STORE), systems, recipe.labeler, executor, at_once=True)
             labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
             failures = [{"number": k, "kind": outcome.kind, "reason": outcome.reason} for k, outcome in enumerate(outcomes)
                         if isinstance(outcome, Failure)]
-            if not any(system.tags["arm"] == ASKED for system in labelled):
+            counts = Counter(system.tags["arm"] for system in labelled)
+            if counts[ASKED] == 0 or (number == 0 and counts[RANDOM] < MIN_ERRORS):
                 why = failures[0]["reason"] if failures else "none was asked for"
-                raise DataError(expected="labels of frames that were asked for", received=f"none of {len(systems)}: {why}",
+                raise DataError(expected=f"labels of frames that were asked for, and {MIN_ERRORS} at random to begin with",
+                                received=f"{counts[ASKED]} and {counts[RANDOM]} of {len(systems)}: {why}",
                                 where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
-            write_systems(self._path(number, "labelled.extxyz"), [system.at_level(recipe.to_level) for system in labelled])
-            labeler = build_labeler(recipe.labeler)
-            isolated = {} if number else isolated_atom_energies(labeler, {int(z) for one in systems for z in one.numbers})
+            write_systems(self._path(number, "labelled.extxyz"), [replace(system, level=recipe.to_level) for system in labelled])
+            labeler, isolated = build_labeler(recipe.labeler), dict[int, float]()
+            if number == 0 and recipe.start is None:
+                isolated = isolated_atom_energies(labeler, {int(z) for one in systems for z in one.numbers})
             return {"n_labelled": len(labelled), "failures": failures, "method": labeler.method,
                     "isolated": {str(z): energy for z, energy in isolated.items()},
                     "cost": {"cpu_seconds": done.cpu_seconds}}
@@ -243,17 +260,17 @@ class _Run:
             before = self._errors(self._present(number - 1), old, fresh) if number else {}
             folder = self._path(number, "training")
 
-            def trained(seed: int, place: Path) -> tuple[TransformerPotential, dict[str, float]]:
-                run = Training(self._begin(train, seed), train, held, settings.model_copy(update={"seed": seed}), place)
-                progress = run.run()
-                return run.potential, {"cpu_seconds": progress.cpu_seconds, "flops": progress.flops}
-
+            if number and recipe.later_learning_rate is not None:
+                settings = settings.model_copy(update={"learning_rate": recipe.later_learning_rate})
             spent: list[dict[str, float]] = []
 
             def member(k: int) -> TransformerPotential:
-                potential, cost = trained(derive_seed(settings.seed, "member", k) if k else settings.seed, folder / f"member-{k}")
-                spent.append(cost)
-                return potential
+                seed = derive_seed(settings.seed, "member", k) if k else settings.seed
+                run = Training(self._begin(train, seed, k), train, held, settings.model_copy(update={"seed": seed}),
+                               folder / f"member-{k}")
+                progress = run.run()
+                spent.append({"cpu_seconds": progress.cpu_seconds, "flops": progress.flops})
+                return run.potential
 
             potential = member(0)
             found = uncertain(potential, recipe.uncertainty, train, held, another=member, seed=settings.seed)
@@ -270,10 +287,14 @@ class _Run:
         self.models.append(record)
         return record
 
-    def _begin(self, train: Sequence[System], seed: int) -> TransformerPotential:
+    def _begin(self, train: Sequence[System], seed: int, member: int) -> TransformerPotential:
+        """What member ``member`` of an ensemble, or the only model, goes on from, with reference energies of all labels."""
         recipe, precision = self.recipe, self.recipe.training.precision
         if self.models:
-            return known_potential(self._present(len(self.models) - 1).first, train, precision=precision)[0]
+            before = self._present(len(self.models) - 1)
+            own = before.members[member] if isinstance(before, Ensemble) else before.first
+            assert isinstance(own, TransformerPotential)
+            return known_potential(at_new_level(own, train, recipe.to_level), train, precision=precision)[0]
         if recipe.start is not None:
             start = load(recipe.start).single
             if recipe.to_level:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sapis.core.errors import DataError
+from sapis.core.errors import DataError, ModelError
 from sapis.core.seeds import derive_seed, generator
 from sapis.data.splits import nested_order
 from sapis.data.system import System
@@ -24,7 +25,7 @@ from sapis.uncertainty.select import in_common_units, points_of, select
 from sapis.uncertainty.uncertain import Uncertain
 
 ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
-MIN_HELD = 8  # frames that validate from the start on: fewer calibrate nothing
+MIN_HELD = 10  # frames that validate from the start on: fewer calibrate nothing, and the labels of some may fail
 
 
 def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, folder: Path) -> list[System]:
@@ -50,21 +51,21 @@ def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, folder: P
     if len(found) < 2:
         raise DataError(expected="candidates", received=f"{len(found)}", where=f"round {number}",
                         todo="lower temperatures_K, or begin with more labels")
-    return found
+    return [replace(each, level="") for each in found]  # that of their labels is another one
 
 
-def choose(recipe: ActiveRecipe, number: int, candidates: Sequence[System], known: Mapping[str, Sequence[System]],
-           potential: Uncertain | None) -> tuple[list[System], dict[str, Any]]:
+def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], learned: Sequence[System], potential: Uncertain | None,
+           ) -> tuple[list[System], dict[str, Any]]:
     """What is to be labelled in round ``number``, with the tags ``arm`` and ``uncertainty_eV_A``, and figures of the choice.
 
     Args:
-        known: labelled frames so far, by arm.
+        fresh: candidates, see `worth_a_label`.
+        learned: labelled frames that the model has learned from.
         potential: the present model; None in the first round.
 
     Raises:
         DataError: too few candidates that are new.
     """
-    fresh, left_out = _worth_a_label(recipe, candidates, known, potential)
     rng, n = generator(recipe.seed, "choice", number), recipe.n_per_round if number else recipe.n_start
     n_random = max(1 if number else MIN_HELD, round(recipe.random_fraction * n))
     if potential is not None:
@@ -80,42 +81,62 @@ def choose(recipe: ActiveRecipe, number: int, candidates: Sequence[System], know
     stds = np.zeros(len(fresh))
     if potential is not None:
         stds = np.array([one.force_std.max() for one in potential.posterior(fresh)])
-        points, old = in_common_units(points_of(potential.first, fresh), points_of(potential.first, known[ASKED]))
+        points, old = in_common_units(points_of(potential.first, fresh), points_of(potential.first, learned))
         asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=old, rng=rng)]
     chosen = [fresh[k].with_tags(arm=arm, uncertainty_eV_A=float(stds[k]))
               for arm, numbers in ((ASKED, asked), (RANDOM, at_random)) for k in numbers]
-    return chosen, {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(fresh), "left_out": left_out,
+    return chosen, {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(fresh),
                     "uncertainty_asked_eV_A": float(stds[asked].mean()), "uncertainty_all_eV_A": float(stds.mean())}
 
 
-def _worth_a_label(recipe: ActiveRecipe, candidates: Sequence[System], known: Mapping[str, Sequence[System]],
-                   potential: Uncertain | None) -> tuple[list[System], dict[str, int]]:
-    """Candidates that are not labelled yet, each once, and how many were left out for what they are."""
-    labelled = [system for frames in known.values() for system in frames]
-    seen = {system.structure_hash() for system in labelled}
+def worth_a_label(recipe: ActiveRecipe, candidates: Sequence[System], chosen: Sequence[System], labelled: Sequence[System],
+                  potential: Uncertain | None) -> tuple[list[System], dict[str, int]]:
+    """Candidates that were not chosen yet, each once, and how many were left out for what they are.
+
+    Args:
+        chosen: in all rounds so far, whatever came of their labels.
+        labelled: those of them whose label did not fail.
+        potential: the present model; None in the first round.
+    """
+    seen = {system.structure_hash() for system in chosen}
     each_once = {system.structure_hash(): system for system in candidates}
     fresh = [system for key, system in each_once.items() if key not in seen]
-    plausible = [system for system in fresh if not has_close_contact(system)]
-    left_out = {"atoms too close": len(fresh) - len(plausible)}
+    found, left_out = [system for system in fresh if not has_close_contact(system)], dict[str, int]()
+    left_out["atoms too close"] = len(fresh) - len(found)
     if potential is not None:
-        window, limit = recipe.energy_window_eV_atom, recipe.labeler.max_force_eV_A
-        inside = _within_limits(plausible, labelled, potential, window=window or np.inf, limit=limit or np.inf)
-        left_out["energy or forces too high"] = len(plausible) - len(inside)
-        plausible = inside
-    return plausible, left_out
+        known = [system for system in found if _is_known(potential, system)]
+        inside = _within_limits(recipe, known, labelled, potential)
+        left_out["elements or charges that the model does not know"] = len(found) - len(known)
+        left_out["energy or forces too high"] = len(known) - len(inside)
+        found = inside
+    return found, left_out
 
 
-def _within_limits(systems: Sequence[System], labelled: Sequence[System], potential: Potential, *, window: float, limit: float,
+def _is_known(potential: Uncertain, system: System) -> bool:
+    """Whether the model can say anything of it: the labels of all that are like it may have failed."""
+    try:
+        potential.conditions.indices(system)
+    except ModelError:
+        return False
+    return set(system.numbers.tolist()) <= set(potential.elements)
+
+
+def _within_limits(recipe: ActiveRecipe, systems: Sequence[System], labelled: Sequence[System], potential: Potential,
                    ) -> list[System]:
-    """Those whose energy and forces are within a ``window`` (eV an atom, above the lowest label of the composition) and a
-    ``limit`` (eV/Å), as ``potential`` says.
+    """Those whose energy is within the window above the lowest label of the kind, and whose forces are within the limit of the
+    labeler, as ``potential`` says.
     """
-    if window == limit == np.inf:
+    window, limit = recipe.energy_window_eV_atom, recipe.labeler.max_force_eV_A
+    if window is None and limit is None:
         return list(systems)
-    lowest: dict[str, float] = {}
+    lowest: dict[tuple[Any, ...], float] = {}
     for system in labelled:
         if system.energy is not None:
-            lowest[system.formula] = min(system.energy, lowest.get(system.formula, np.inf))
+            lowest[_kind(system)] = min(system.energy, lowest.get(_kind(system), np.inf))
     return [system for system, found in zip(systems, potential.predict(systems), strict=True)
-            if (found.energy - lowest.get(system.formula, found.energy)) / len(system) <= window
-            and np.abs(found.forces).max() <= limit]
+            if (found.energy - lowest.get(_kind(system), found.energy)) / len(system) <= (window or np.inf)
+            and np.linalg.norm(found.forces, axis=1).max() <= (limit or np.inf)]
+
+
+def _kind(system: System) -> tuple[Any, ...]:
+    return system.formula, system.charge, system.spin

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from sapis.core.config import Config, load_yaml, parse_config
+from sapis.executors.cluster import ClusterConfig
 from sapis.labelers.labeler import LabelerConfig
 from sapis.model.config import ModelConfig
 from sapis.pipeline.recipe import BudgetConfig, DynamicsConfig, SystemConfig
@@ -58,7 +59,10 @@ class ActiveRecipe(Config):
     uncertainty: UncertaintyConfig = UncertaintyConfig(method="distance")
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig(epochs=100)
+    later_learning_rate: float | None = Field(
+        None, gt=0, description="of all rounds but the first; default: that of the training")
     workers: int | None = Field(None, ge=1, description="processes for labels and trajectories; default: one a core")
+    cluster: ClusterConfig | None = Field(None, description="where labels are computed, if not on this machine")
     seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
@@ -71,6 +75,12 @@ class ActiveRecipe(Config):
             raise ValueError("start with to_level: a new model takes its level of theory from the labels")
         if self.displaced_fraction and not (self.system and self.system.smiles):
             raise ValueError("displaced_fraction with a system that is given as a SMILES: bonds are not known otherwise")
+        if self.uncertainty.method == "ensemble" and (self.start or self.breadth):
+            raise ValueError("another uncertainty than ensemble with one model to begin from: all members would be alike")
+        if self.training.seed != 0:
+            raise ValueError("no seed under training: a recipe gives it as seed")
+        if self.n_per_round - max(1, round(self.random_fraction * self.n_per_round)) < 1:
+            raise ValueError("n_per_round and random_fraction that leave a frame to ask for")
         if self.uncertainty.method in ("none", "dropout"):
             raise ValueError("an uncertainty among distance, laplace, shallow, evidential and ensemble")
         return self

@@ -47,6 +47,7 @@ from sapis.training.loop import Training
 
 PLAN, EVENTS, MODEL, RECORD, REPORT = "plan.json", "events.json", "model.sapis", "record.json", "report.html"
 LABELS = "labels.store"
+MOST_FOR_START = 0.5  # of the budget, for labels to begin with
 N_ERRORS = 200  # frames whose error is the training error
 
 
@@ -140,7 +141,7 @@ class _Run:
         self.sizes, self.label_flops = self._plan()
         self.costs = Costs(np.array([float(size.n_parameters) for size in self.sizes]),
                            np.array([size.flops for size in self.sizes]), self.label_flops, float(len(self.pool.train)),
-                           config.flops, config.target, steps_between(self.settings))
+                           config.flops, config.target, steps_between(self.settings), 1 - config.cooldown)
         self.chunk = config.flops / config.controller.looks
         self.events = self._known_events()
         self.references: dict[str, ReferenceEnergies] = {}
@@ -203,6 +204,11 @@ class _Run:
         if label_flops is None:
             rate = sizes[0].flops / sizes[0].cpu_seconds
             label_flops = rate * self.pool.cpu_seconds_of_a_label() if isinstance(self.pool, PoolToLabel) else 0.0
+        n_start = min(config.n_start, len(self.pool.train))
+        if label_flops * n_start > MOST_FOR_START * config.flops:
+            raise ConfigError(expected=f"a budget of which {n_start} labels to begin with take half at most: "
+                              f"{label_flops * n_start / MOST_FOR_START:.3g} FLOPs or more", received=f"{config.flops:.3g}",
+                              where="sapis scale auto: flops", todo="raise flops, or lower n_start")
         write_json(path, {"input_hash": wanted, "config": config.model_dump(mode="json"), "data_hash": self.pool.data_hash,
                           "sizes": [asdict(size) for size in sizes], "label_flops": label_flops})
         return sizes, label_flops

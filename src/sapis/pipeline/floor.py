@@ -78,7 +78,7 @@ def measure_floor(folder: Path, request: LabelRequest, *, n_frames: int = 50, di
         if first is None or first.forces is None or case.known.forces is None:
             continue
         noise.append(float(np.mean((first.forces - case.known.forces) ** 2)))
-        forces = [system.forces[case.atom] for system in (first, *moved) if system is not None and system.forces is not None]
+        forces = [system.forces[case.atom] for system in moved if system is not None and system.forces is not None]
         blindness.append(float(np.mean(np.var(forces, axis=0, ddof=1))) if len(forces) > 1 else 0.0)
         n_blind += bool(moved)
     if not noise:

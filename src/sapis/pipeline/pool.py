@@ -143,7 +143,7 @@ class PoolToLabel(Pool):
         return float(np.mean([labeler.label(system.without_labels()).cpu_seconds for system in frames]))
 
     def _labelled(self, systems: Sequence[System], *, is_quiet: bool = True) -> list[System]:
-        _, found = label_at(self.store, systems, self.labeler, self.executor, is_quiet=is_quiet)
+        _, found = label_at(self.store, systems, self.labeler, self.executor, at_once=True, is_quiet=is_quiet)
         # One level of theory for all, whatever the structures come from.
         return [replace(system, level="") for system in found if isinstance(system, System)]
 

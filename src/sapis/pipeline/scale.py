@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from sapis.core.config import parse_config
-from sapis.core.errors import ConfigError, FileError
+from sapis.core.errors import ConfigError, DataError, FileError, TrainingError
 from sapis.core.files import hash_json, read_json, write_json
 from sapis.core.memory import keep_freed_memory
 from sapis.core.progress import progress_bar
@@ -32,19 +33,20 @@ from sapis.data.lint.sample import sample_of
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import Executor
 from sapis.executors.outcome import Failure, Limits
-from sapis.model.config import CHANNELS_PER_HEAD, dial
+from sapis.model.config import dial
 from sapis.pipeline.pool import Pool, n_parameters
 from sapis.report.scaling import write_scaling_report
 from sapis.scaling.fit import Floor
 from sapis.scaling.forms import Points
 from sapis.scaling.frontier import allocate
 from sapis.scaling.laws import Laws, fit_laws
-from sapis.scaling.plan import MIN_FRAMES, Size, StudyConfig, Trial, plan, trial_at
+from sapis.scaling.plan import Size, StudyConfig, Trial, plan, trial_at
 from sapis.training.loop import Training
 
 PLAN, TRIALS, RECORD, WORK = "plan.json", "trials", "record.json", "training"
 LAWS, REPORT, PREDICTIONS = "laws.json", "laws.html", "predictions.json"
 MAX_WIDTH = 512  # of what is foretold
+MOST_UNFINISHED = 0.1  # of the trainings of a study from which something is foretold: some may have failed for good
 N_TRAINING_ERRORS = 200  # training frames whose error is measured: the gap to the test error
 
 Measure = Callable[[Pool, StudyConfig, int, Path], Size]
@@ -234,7 +236,10 @@ def _run(folder: Path, study: Study, pool: Pool, trial: Trial) -> str:
     frames = pool.frames(trial.n_frames, trial.seed)
     potential = pool.potential(frames, dial(trial.width, config.model), settings, trial.seed)
     training = Training(potential, frames, pool.validation, settings, work)
-    spent = training.run()
+    try:
+        spent = training.run()
+    except TrainingError as error:  # that of one training, and not of the study
+        raise RuntimeError(str(error)) from error
     errors = {name: _without_points(evaluate(potential, part)) for name, part in (
         ("train", frames[:N_TRAINING_ERRORS]), ("validation", pool.validation), ("test", pool.test))}
     return record_trial(
@@ -260,6 +265,9 @@ def record_trial(folder: Path, study: Study, trial: Trial, *, n_parameters: int,
         cost: with ``cpu_seconds`` and ``flops`` of the training.
         made_by: `provenance` at its start.
     """
+    if not all(isinstance(found["force_rmse_meV_A"], float) and math.isfinite(found["force_rmse_meV_A"])
+               for found in errors.values()):
+        raise RuntimeError(f"{trial.name}: errors that are no numbers")
     result = {
         "trial": asdict(trial), "n_parameters": n_parameters, "n_frames": trial.n_frames, "n_steps": n_steps, "epochs": epochs,
         "errors": errors, "history": history,
@@ -317,14 +325,18 @@ def fit_study(folder: Path, *, floor: Floor | None = None) -> tuple[Laws, dict[s
     return laws, found
 
 
-def foretell(folder: Path, *, factor: float = 4.0, floor: Floor | None = None, seed: int = 0) -> tuple[Trial, dict[str, Any]]:
+def foretell(folder: Path, *, factor: float = 4.0, floor: Floor | None = None, seed: int = 0, measure: Measure | None = None,
+             ) -> tuple[Trial, dict[str, Any]]:
     """Foretell the error of a training with ``factor`` times the largest compute of the study, at the size that the law says is
     best, note it in ``predictions.json``, and add the training to the plan, held out: `run_study` makes it, `fit_study`
-    compares.
+    compares. What was foretold once stays.
+
+    Args:
+        measure: of another model than ours, see `plan_study`.
 
     Raises:
         FileError: no study.
-        DataError: too few finished trainings.
+        DataError: trainings that are not finished, or too few.
         ConfigError: ``factor`` not above 1.
     """
     if factor <= 1:
@@ -332,38 +344,57 @@ def foretell(folder: Path, *, factor: float = 4.0, floor: Floor | None = None, s
     study = read_study(folder)
     known = _predictions(folder)
     flops = float(f"{factor * max(trial.flops for trial in study.trials if not trial.is_held_out):.3g}")
-    for entry in known:  # what was foretold stays
+    for entry in known:
         if entry["trial"]["flops"] == flops and entry["trial"]["seed"] == seed:
+            _hold_out(folder, study, Trial(**entry["trial"]), Size(**entry["size"]))
             return Trial(**entry["trial"]), entry
-    points, levels = points_of(study, finished(folder, study))
+    records = finished(folder, study)
+    left = [trial.name for trial in study.trials if trial.name not in records]
+    if len(left) > MOST_UNFINISHED * len(study.trials):
+        raise DataError(expected="a study whose trainings are finished: what is foretold once stays",
+                        received=f"{len(left)} of {len(study.trials)} that are not", where=str(folder),
+                        todo="finish them first: `sapis scale run`")
+    points, levels = points_of(study, records)
     laws = fit_laws(points, levels, study.sizes, floor=floor, n_available=study.n_available)
     best = allocate(laws.joint[0], study.sizes, np.array([flops]), n_available=study.n_available)
-    size = _size_near(folder, study, float(best.n_parameters[0, 0]))
+    size = _size_near(folder, study, float(best.n_parameters[0, 0]), measure or _measured)
     seen = flops / size.flops
     trial = trial_at(study.config, size, flops=flops, n_frames=round(min(seen, study.n_available)), seed=seed, is_held_out=True)
     foretold, low, high = (float(value) for value in laws.joint[0].predict(Points(*(np.array([value], dtype=float) for value in (
         flops, size.n_parameters, trial.n_frames, max(trial.epochs, 1.0), 1.0))))[:, 0])
-    entry = {"trial": asdict(trial), "foretold": foretold, "low": low, "high": high, "law": laws.joint[0].to_record(),
-             "n_trainings": len(points)}
-    sizes = study.sizes if size in study.sizes else [*study.sizes, size]
-    write_study(folder, replace(study, trials=[*study.trials, trial], sizes=sizes))
-    write_json(folder / PREDICTIONS, [*known, entry])
+    entry = {"trial": asdict(trial), "size": asdict(size), "foretold": foretold, "low": low, "high": high,
+             "law": laws.joint[0].to_record(), "n_trainings": len(points)}
+    write_json(folder / PREDICTIONS, [*known, entry])  # before the plan: no training is made that was not foretold
+    _hold_out(folder, study, trial, size)
     return trial, entry
+
+
+def _hold_out(folder: Path, study: Study, trial: Trial, size: Size) -> None:
+    """Add ``trial`` to the plan, if it is not there."""
+    if trial not in study.trials:
+        sizes = study.sizes if size.width in {each.width for each in study.sizes} else [*study.sizes, size]
+        write_study(folder, replace(study, trials=[*study.trials, trial], sizes=sizes))
 
 
 def _predictions(folder: Path) -> list[dict[str, Any]]:
     return read_json(folder / PREDICTIONS) if (folder / PREDICTIONS).exists() else []
 
 
-def _size_near(folder: Path, study: Study, wanted: float) -> Size:
-    """The width whose number of weights is nearest to ``wanted``; what it costs is measured."""
-    pool = pool_of(study.data, study.config, study.isolated)
-    numbers = {}
-    for width in range(CHANNELS_PER_HEAD, MAX_WIDTH + 1, CHANNELS_PER_HEAD):
-        potential = pool.potential(pool.frames(MIN_FRAMES, 0), dial(width, study.config.model), study.config.training, 0)
-        numbers[width] = abs(np.log(n_parameters(potential) / wanted))
-        if n_parameters(potential) > wanted:
-            break
-    width = min(numbers, key=lambda each: numbers[each])
+def _size_near(folder: Path, study: Study, wanted: float, measure: Measure) -> Size:
+    """The width, a multiple of the step between those of the study, whose number of weights is nearest to ``wanted``, by the
+    power law of these; what it costs is measured.
+    """
+    widths, numbers = np.log([[size.width, size.n_parameters] for size in sorted(study.sizes, key=lambda size: size.width)]).T
+    step = math.gcd(*study.config.widths)
+    if len(widths) > 1:
+        slopes = np.diff(widths) / np.diff(numbers)
+        place = int(np.clip(np.searchsorted(numbers, np.log(wanted)) - 1, 0, len(slopes) - 1))
+        found = float(np.exp(widths[place] + slopes[place] * (np.log(wanted) - numbers[place])))
+    else:
+        found = float(np.exp(widths[0]))
+    width = int(min(max(step * round(found / step), step), MAX_WIDTH))
     known = [size for size in study.sizes if size.width == width]
-    return known[0] if known else _measured(pool, study.config, width, folder / TRIALS / f"w{width:03d}")
+    if known:
+        return known[0]
+    pool = pool_of(study.data, study.config, study.isolated)
+    return measure(pool, study.config, width, folder / TRIALS / f"w{width:03d}")

@@ -29,6 +29,7 @@ from sapis.pipeline import steps
 from sapis.pipeline.workspace import Workspace
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import at_new_level, known_potential, new_potential
+from sapis.uncertainty.assess import require_enough
 from sapis.uncertainty.config import UncertaintyConfig
 
 
@@ -80,6 +81,9 @@ def train_files(
     if to_level and previous is None:
         raise ConfigError(expected="--start MODEL with --to-level", received="no model", where=f"--to-level {to_level}",
                           todo="name the model to go on from; a new one takes its level of theory from the settings")
+    if previous is not None and request.uncertainty.method == "ensemble":
+        raise ConfigError(expected="another uncertainty than ensemble with a model to go on from: all members would be alike",
+                          received="ensemble", where=f"--start {start}", todo="take distance, laplace, shallow or evidential")
     settings = request.training
     if request.uncertainty.method == "dropout":
         settings = settings.model_copy(update={"dropout": request.uncertainty.dropout})
@@ -96,6 +100,8 @@ def train_files(
         else:
             split = random_split(train, len(train) - n_validation, n_validation, request.training.seed)
         train, held = split.train, split.validation
+    if request.uncertainty.method != "none":
+        require_enough(held)
     test_sets = {name: read_systems(path, keys=keys) for name, path in _names(tests).items()}
     everything = [system for systems in test_sets.values() for system in systems]
     _require_comparable(train, {"validation": held, **test_sets})

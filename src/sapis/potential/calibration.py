@@ -28,7 +28,7 @@ class Calibration:
     Attributes:
         d: components of an error: 1 of an energy, 3 of a force.
         factors: by group (the atomic number for forces); ``None`` is for all others.
-        quantiles: by level, in units of corrected deviations.
+        quantiles: by level, in units of corrected deviations, of those levels that so many errors suffice for.
         n: errors that it was set on.
     """
 
@@ -56,9 +56,10 @@ class Calibration:
                 if len(own) >= MIN_OF_GROUP:
                     factors[int(group)] = float(np.sqrt(own.mean()))
         ratios = np.sort(errors / (_factors(factors, groups, len(errors)) * np.maximum(stds, TINY)))
-        # The (n + 1) level-th of n, rounded up: so that the level holds for the next one.
-        places = {level: min(int(np.ceil((len(ratios) + 1) * level)), len(ratios)) - 1 for level in LEVELS}
-        return cls(d, factors, {level: float(ratios[place]) for level, place in places.items()}, len(errors))
+        # The (n + 1) level-th of n, rounded up: so that the level holds for the next one. Few errors bound no high level.
+        places = {level: int(np.ceil((len(ratios) + 1) * level)) - 1 for level in LEVELS}
+        quantiles = {level: float(ratios[place]) for level, place in places.items() if place < len(ratios)}
+        return cls(d, factors, quantiles, len(errors))
 
     def corrected(self, stds: np.ndarray, groups: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Deviations ``(n,)`` that can be trusted, for ``stds`` of ``groups``."""
@@ -73,7 +74,7 @@ class Calibration:
         if level not in self.quantiles:
             known = ", ".join(f"{each:g}" for each in self.quantiles)
             raise DataError(expected=f"a level among {known}", received=f"{level:g}", where="calibration",
-                            todo="take one of these")
+                            todo="take one of these, or hold out more frames")
         return self.quantiles[level] * self.corrected(stds, groups)
 
     def to_json(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sapis.core.seeds import generator
 from sapis.scaling.fit import INTERVAL, Fit
 from sapis.scaling.forms import Points
 
@@ -38,13 +39,22 @@ def compare(one: Fit, other: Fit) -> Comparison:
     reached = [float(law.points.loss.min()) for law in (one, other)]
     losses = np.geomspace(highest, min(reached), N_ERRORS)
     needed = [_flops_for(law, losses) for law in (one, other)]
-    # Each bootstrap of the one goes with one of the other: they are independent.
-    n = min(len(flops) for flops in needed)
+    # Each bootstrap of the one goes with another one of the other: their draws are of the same seed.
+    n = min(len(flops) for flops in needed) - 1
+    mixed = generator(0, "compare").permutation(n) + 1
+    ratios = _ratios(needed[1][mixed], needed[0][1 : n + 1])
+    low, high = np.quantile(ratios, INTERVAL, axis=0, method="nearest")
+    value = _ratios(needed[1][:1], needed[0][:1])[0]
+    return Comparison(losses, np.stack([flops[0] for flops in needed]), np.stack([value, low, high]), losses >= max(reached))
+
+
+def _ratios(other: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """Infinite where only the other never gets there, zero where only the one does not; where neither does, nothing tells them
+    apart: 1.
+    """
     with np.errstate(invalid="ignore"):
-        ratios = needed[1][:n] / needed[0][:n]
-    ratios = np.where(np.isnan(ratios), np.inf, ratios)  # neither gets there
-    low, high = np.quantile(ratios[1:], INTERVAL, axis=0, method="nearest")
-    return Comparison(losses, np.stack([flops[0] for flops in needed]), np.stack([ratios[0], low, high]), losses >= max(reached))
+        found = other / one
+    return np.where(np.isnan(found), 1.0, found)
 
 
 def _flops_for(law: Fit, losses: np.ndarray) -> np.ndarray:

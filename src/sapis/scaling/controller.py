@@ -12,7 +12,7 @@ better off with what is left of the budget, the growth is taken back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from pydantic import Field
 from sapis.core.config import Config
 from sapis.scaling.path import Look, Posterior, learn
 
+MOST_FOR_LABELS = 0.5  # of what is left, before a law says what frames are worth
 REFUSED_FOR = 2.0  # times the frames, a size that was taken back is not tried again
 
 Action = Literal["train", "grow_data", "grow_model", "grow_both", "take_back", "stop"]
@@ -54,6 +55,7 @@ class Costs:
         budget: of all.
         target: error at which to stop; None: the least that the budget buys.
         larger: indices of the sizes that each can grow into in one step; empty: each into the next.
+        latest: part of the budget after which nothing grows any more.
     """
 
     n_parameters: np.ndarray
@@ -63,6 +65,7 @@ class Costs:
     budget: float
     target: float | None = None
     larger: tuple[tuple[int, ...], ...] = ()
+    latest: float = 1.0
 
     def steps(self, size: int) -> tuple[int, ...]:
         """The sizes that ``size`` can grow into in one step."""
@@ -91,6 +94,7 @@ class Decision:
         wish: action that the looks so far ask for; it becomes the action when it was asked for often enough.
         foretold: error at the end of the budget, or cost of the target, if so; NaN where no law decided.
         reason: in words.
+        law: the fit that decided: parameters at its mode; empty where none did.
     """
 
     action: Action
@@ -99,6 +103,7 @@ class Decision:
     wish: Action
     foretold: float
     reason: str
+    law: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,8 @@ def decide(looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs, c
     before = decisions[len(decisions) - config.votes + 1 :]
     if len(before) == config.votes - 1 and all(_kind(decision.wish) == _kind(wish.action) for decision in before):
         return wish
-    return Decision("train", size, last.n_frames, wish.wish, wish.foretold, f"{wish.reason}; it waits for another vote")
+    return Decision("train", size, last.n_frames, wish.wish, wish.foretold, f"{wish.reason}; it waits for another vote",
+                    wish.law)
 
 
 def _kind(action: Action) -> str:
@@ -172,6 +178,8 @@ def _by_gap(looks: Sequence[Look], size: int, costs: Costs, config: ControllerCo
     last = looks[-1]
     flat = len(looks) > 2 and looks[-1].loss > 0.97 * looks[-2].loss
     more = min(last.n_frames * config.max_data_growth, costs.n_available)
+    if costs.label:
+        more = min(more, last.n_frames + MOST_FOR_LABELS * max(costs.budget - last.spent, 0.0) / costs.label)
     if flat and last.loss > config.gap * last.train_loss and more > last.n_frames:
         return Decision("grow_data", size, more, "grow_data", np.nan, "few looks; other frames are worse than known ones")
     if flat and last.loss < config.gap * last.train_loss and costs.steps(size):
@@ -181,8 +189,12 @@ def _by_gap(looks: Sequence[Look], size: int, costs: Costs, config: ControllerCo
 
 
 def _by_law(course: Course, costs: Costs, config: ControllerConfig) -> Decision:
+    law = learn(course.looks, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
+    return replace(_by_plans(law, course, costs, config), law=law.mode())
+
+
+def _by_plans(law: Posterior, course: Course, costs: Costs, config: ControllerConfig) -> Decision:
     looks, last, size = course.looks, course.looks[-1], course.sizes[-1]
-    law = learn(looks, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
     now = float(np.exp(np.log(law.now).mean()))  # less noisy than the last look
     if costs.target is not None and now * (1 + config.noise) <= costs.target:
         return Decision("stop", size, last.n_frames, "stop", now, f"the target {costs.target:.4g} is reached")
@@ -235,6 +247,7 @@ class _Plans:
                                       costs.n_available))
         chunk = costs.budget / config.looks / max(self.left, 1e-12)
         delays = np.unique(np.minimum([0.0, chunk, 2 * chunk, 4 * chunk, 0.3, 0.6], 0.95))
+        delays = delays[(delays == 0) | (last.spent + delays * self.left <= costs.latest * costs.budget)]
         grid = np.meshgrid(sizes, frames, delays, indexing="ij")
         size_of, frames_of, delay_of = (axis.ravel() for axis in grid)
         stays = (size_of == size) & (frames_of == last.n_frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ N_STARTS = 3  # of the first search that are followed
 HUBER = 1.5  # standard deviations of the noise from which on a residual counts linearly
 TINY = 1e-9  # noise at least, relative: data without any would have no scale
 INTERVAL = (0.05, 0.95)
+SAME_LEVEL = 1.3  # trainings whose compute differs by less are of one level
 DISAGREE = 2.0  # standard deviations between measured and fitted floor from which on they disagree
 
 
@@ -131,30 +133,31 @@ def fit(points: Points, form: Form, *, floor: Floor | None = None, n_samples: in
     free_noise = _spread(residuals, n_parameters)
     free = _best(form, centers, points, None, free_noise, [free])
     values, noise, disagreement = free, free_noise, None
+    free_residuals = np.log(points.loss) - np.log(_loss(form, free, centers, points))
     if floor is not None and form.has_floor:
         values = _best(form, centers, points, floor, free_noise, [free, _with_floor(free, floor)])
     residuals = np.log(points.loss) - np.log(_loss(form, values, centers, points))
     noise = _spread(residuals, n_parameters)
     samples = _bootstrap(form, centers, points, values, floor, noise, residuals, n_samples, seed)
     if floor is not None and form.has_floor:
-        alone = _bootstrap(form, centers, points, free, None, free_noise, residuals, max(20, n_samples // 4), seed)
+        alone = _bootstrap(form, centers, points, free, None, free_noise, free_residuals, max(20, n_samples // 4), seed)
         spread = float(np.hypot(np.exp(alone[:, 0]).std(), floor.std))
         disagreement = (float(np.exp(free[0])) - floor.mean) / max(spread, TINY)
-    n, square = len(points), float(np.mean((np.log(points.loss) - np.log(_loss(form, free, centers, points))) ** 2))
+    n, square = len(points), float(np.mean(free_residuals**2))
     information = n * np.log(max(square, TINY**2))
     return Fit(form, points, centers, values, samples, noise, float(information + 2 * n_parameters),
                float(information + np.log(n) * n_parameters), disagreement)
 
 
 def left_out(points: Points, form: Form, *, factor: float = 1.0, floor: Floor | None = None, seed: int = 0) -> dict[str, float]:
-    """How well the law foretells the largest training from those with at most ``1 / factor`` of its compute: the relative error,
-    and whether the 90 % interval holds the measured loss.
+    """How well the law foretells the largest training from those with at most ``1 / factor`` of its compute, or from all of lower
+    levels: the relative error, and whether the 90 % interval holds the measured loss.
 
     Raises:
         DataError: too few smaller trainings.
     """
     largest = int(np.argmax(points.flops))
-    smaller = points.flops < points.flops[largest] / factor if factor > 1 else np.arange(len(points)) != largest
+    smaller = points.flops < points.flops[largest] / max(factor, SAME_LEVEL)
     found = fit(points[smaller], form, floor=floor, seed=seed)
     measured = float(points.loss[largest])
     foretold, low, high = (float(value) for value in found.predict(points[np.array([largest])])[:, 0])
@@ -231,10 +234,22 @@ def _best(form: Form, centers: np.ndarray, points: Points, floor: Floor | None, 
     is_robust = noise > TINY
     ends = [
         least_squares(residuals, np.clip(start, lower + 1e-9, upper - 1e-9), jac="2-point" if form.extras else slopes,
-                      bounds=(lower, upper), loss="huber" if is_robust else "linear", f_scale=HUBER, max_nfev=200)
+                      bounds=(lower, upper), loss=_huber(len(points)) if is_robust else "linear", f_scale=HUBER, max_nfev=200)
         for start in starts
     ]
     return np.asarray(min(ends, key=lambda end: end.cost).x)
+
+
+def _huber(n_points: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Huber's loss of the first residuals, those of points; squares of what else there is: a measured floor is no outlier."""
+
+    def rho(squares: np.ndarray) -> np.ndarray:
+        far = squares > 1
+        far[n_points:] = False
+        root = np.sqrt(np.where(far, squares, 1.0))
+        return np.stack([np.where(far, 2 * root - 1, squares), 1 / root, np.where(far, -0.5 / root**3, 0.0)])
+
+    return rho
 
 
 def _spread(residuals: np.ndarray, n_parameters: int) -> float:

@@ -78,6 +78,13 @@ class Posterior:
         """Most likely eps."""
         return float(self.unit * np.exp(self.samples[0, 0]))
 
+    def mode(self) -> dict[str, float]:
+        """The most likely parameters: ``floor`` and amplitudes in the unit of the loss, exponents, ``price``, ``noise``."""
+        named = dict(zip(PARAMETERS, self.samples[0].tolist(), strict=True))
+        amplitudes = {name: self.unit * float(np.exp(named[f"log_{name}"])) for name in ("floor", "model", "data", "steps")}
+        exponents = {name: value for name, value in named.items() if name.startswith("exponent")}
+        return {**amplitudes, **exponents, "price": float(np.exp(named["log_price"])), "noise": self.noise}
+
     @property
     def now(self) -> np.ndarray:
         """The error at the last look, without its noise, ``(samples,)``."""

@@ -293,15 +293,15 @@ class _Watch:
 
     def problem(self) -> str:
         """What went wrong, or an empty string."""
-        kelvin = _temperature(self._atoms, self._n_degrees)
-        if not kelvin <= self._max_K:  # also true for NaN
-            return f"explosion: the kinetic temperature reached {kelvin:.3g} K"
         if self._max_uncertainty is not None:
             doubt = np.asarray(self._atoms.calc.results["forces_uncertainty"])
             worst = int(doubt.argmax())
-            if not doubt[worst] <= self._max_uncertainty:
+            if not doubt[worst] <= self._max_uncertainty:  # also true for NaN
                 return (f"{UNCERTAIN}: the force on {self._atoms.symbols[worst]}{worst} by {doubt[worst]:.3g} eV/Å, more than "
                         f"{self._max_uncertainty:g}")
+        kelvin = _temperature(self._atoms, self._n_degrees)
+        if not kelvin <= self._max_K:  # also true for NaN
+            return f"explosion: the kinetic temperature reached {kelvin:.3g} K"
         moved = self._atoms.positions - self._start  # dynamics does not wrap, so images stay what they were
         lengths = np.linalg.norm(self._vectors + moved[self._second] - moved[self._first], axis=1)
         starts = np.linalg.norm(self._vectors, axis=1)

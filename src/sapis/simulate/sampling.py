@@ -133,19 +133,23 @@ def simulate(
     doubtful = _doubtful(atoms.calc, config)
     if config.max_uncertainty_eV_A is not None:
         dynamics.attach(_stop_above, atoms=atoms, limit=config.max_uncertainty_eV_A)
+
+    def keep() -> None:
+        frame = replace(plan.start, positions=atoms.get_positions())
+        frames.append(frame.without_labels().with_tags(
+            source="md", trajectory=plan.name, temperature_K=plan.temperature_K, time_fs=dynamics.nsteps * config.timestep_fs))
+        report_progress(1)
+
     problem = _advance(dynamics, n_steps, plan.temperature_K)
     if doubtful is not None and config.bias:
         atoms.calc = BiasedCalculator(doubtful.potential, config.bias, level=doubtful.level)
     while not problem and len(frames) < plan.n_frames:
         n_steps += n_between
         problem = _advance(dynamics, n_steps, plan.temperature_K)
-        if not problem or problem.startswith(UNCERTAIN):
-            frame = replace(plan.start, positions=atoms.get_positions())
-            frames.append(frame.without_labels().with_tags(
-                source="md", trajectory=plan.name, temperature_K=plan.temperature_K,
-                time_fs=dynamics.nsteps * config.timestep_fs,
-            ))
-            report_progress(1)
+        if not problem:
+            keep()
+    if problem and problem.startswith(UNCERTAIN):
+        keep()
     if not problem:
         return frames, None
     kept = f"{len(frames)} of {plan.n_frames} frames kept"

@@ -99,11 +99,11 @@ def known_potential(potential: TransformerPotential, train: Sequence[System], *,
 
 
 def at_new_level(potential: TransformerPotential, train: Sequence[System], level: str) -> TransformerPotential:
-    """A copy of ``potential`` for data of another level of theory, with reference energies estimated anew: its own, plus least
-    squares on composition of what its energies are off by.
+    """A copy of ``potential`` for data of another level of theory, or of its own if ``level`` is empty, with reference energies
+    estimated anew: its own, plus least squares on composition of what its energies are off by.
 
     A training then begins from errors of interactions and not from those of atoms, which differ by thousands of eV between two
-    codes. Elements that ``train`` has no energies of are no longer known.
+    codes. Elements that ``train`` has no energies of are no longer known at another level.
 
     Args:
         potential: of one level of theory.
@@ -127,8 +127,8 @@ def at_new_level(potential: TransformerPotential, train: Sequence[System], level
     shifts = fit_reference_energies(residuals)
     energies = zip(potential.elements, potential.reference_energies[0], strict=True)
     settings = potential.settings() | {
-        "reference_energies": [[energy + shifts[z] if z in shifts else None for z, energy in energies]],
-        "conditions": replace(potential.conditions, levels=(level,)).to_json(),
+        "reference_energies": [[energy + shifts[z] if z in shifts else None if level else energy for z, energy in energies]],
+        "conditions": (replace(potential.conditions, levels=(level,)) if level else potential.conditions).to_json(),
     }
     moved = TransformerPotential.from_settings(settings)
     moved.load_state_dict(potential.state_dict())

@@ -9,7 +9,7 @@ import numpy as np
 
 from sapis.core.errors import DataError
 from sapis.data.system import System
-from sapis.potential.calibration import Calibration
+from sapis.potential.calibration import MIN_ERRORS, Calibration
 from sapis.potential.posterior import Posterior
 from sapis.uncertainty.scores import auroc_shifted, reliability, scores
 
@@ -68,14 +68,27 @@ def calibrate(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dic
             for name, found in errors_of(posteriors, systems).items()}
 
 
+def require_enough(systems: Sequence[System]) -> None:
+    """Say now, and not after a training, that ``systems`` are too few to calibrate on.
+
+    Raises:
+        DataError: too few labels.
+    """
+    n = sum(system.energy is not None for system in systems)
+    if n < MIN_ERRORS:
+        raise DataError(expected=f"at least {MIN_ERRORS} validation frames with energies to calibrate an uncertainty on",
+                        received=str(n), where="validation frames", todo="hold out more frames")
+
+
 def assess(posteriors: Sequence[Posterior], systems: Sequence[System], *, own: Sequence[Posterior] = (),
            ) -> dict[str, dict[str, float]]:
-    """Scores by target, in meV and meV/Å where they have a unit.
+    """Scores by target, in meV and meV/Å where they have a unit; of targets with two errors or more.
 
     Args:
         own: of frames where the model is at home; with them, how well deviations tell ``systems`` from these.
     """
-    found = {name: scores(1e3 * each.errors, 1e3 * each.stds, each.d) for name, each in errors_of(posteriors, systems).items()}
+    found = {name: scores(1e3 * each.errors, 1e3 * each.stds, each.d) for name, each in errors_of(posteriors, systems).items()
+             if len(each.errors) > 1}
     if own:
         for name, result in found.items():
             result["auroc_shifted"] = auroc_shifted(_deviations(own, name), _deviations(posteriors, name))

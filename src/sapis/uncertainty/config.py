@@ -16,5 +16,11 @@ class UncertaintyConfig(Config):
 
     method: Method = Field("none", description="distance, laplace, shallow and evidential are made from one model in a minute, "
                            "dropout is trained for, each member of an ensemble is trained as long as the model")
-    members: int = Field(4, ge=2, description="of an ensemble, of dropout or of a shallow ensemble")
+    members: int | None = Field(
+        None, ge=2, description="of an ensemble or of dropout, default 4, or of a shallow ensemble, default 16")
     dropout: float = Field(0.1, gt=0, lt=1, description="probability of a channel to be left out, with method dropout")
+
+    @property
+    def n_members(self) -> int:
+        """As many as asked for, or as usual."""
+        return self.members or (16 if self.method == "shallow" else 4)

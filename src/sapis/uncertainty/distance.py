@@ -19,6 +19,7 @@ from sapis.potential.posterior import Posterior
 from sapis.uncertainty.one_model import OneModel, atoms_of, sums_over_atoms
 
 SHRINKAGE = 0.01  # of a covariance of features towards its mean variance
+N_BORROWED = 20  # atoms of any element that count beside those of an element: a rare one has no covariance of its own
 REACH = 1.75  # Å: width of the weights of neighbours, a Gaussian
 
 
@@ -47,10 +48,13 @@ class Distance(OneModel):
             species.append(part.batch.species)
         everything, kinds = torch.cat(features), torch.cat(species)
         means, precisions = [], []
-        for kind in range(len(potential.elements)):
-            own = everything[kinds == kind] if (kinds == kind).any() else everything
+        parts = [everything[kinds == kind] for kind in range(len(potential.elements))]
+        within = [own - own.mean(0) for own in parts if len(own)]
+        common = sum((moved.T @ moved for moved in within), torch.zeros(1)) / max(len(everything) - len(within), 1)
+        for known in parts:
+            own = known if len(known) else everything
             moved = own - own.mean(0)
-            covariance = moved.T @ moved / max(len(own) - 1, 1)
+            covariance = (moved.T @ moved + N_BORROWED * common) / (len(own) - 1 + N_BORROWED)
             mean_variance = covariance.diagonal().mean().clamp_min(1e-30)
             unit = torch.eye(len(covariance), dtype=torch.float64)
             covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * mean_variance * unit
@@ -60,7 +64,7 @@ class Distance(OneModel):
 
     def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
         squares = self._squares(part, layer.features.double())
-        own, near = squares.numpy(), self._of_neighborhoods(part, squares).numpy()
+        own, near = squares.cpu().numpy(), self._of_neighborhoods(part, squares).cpu().numpy()
         return [Posterior(prediction, float(own[rows].sum()), near[rows, None, None] * np.eye(3))
                 for prediction, rows in zip(self._mean(part, layer, layer.weights), atoms_of(part), strict=True)]
 

@@ -81,7 +81,7 @@ class Evidential(OneModel):
         with torch.no_grad():
             forces = self.get_buffer("units")[0] ** 2 * variance(self._evidence(features, "forces"))
             energies = self._energy_variances(part, features)
-        return [Posterior(prediction, float(energies[n]), forces[rows, None, None].numpy() * np.eye(3))
+        return [Posterior(prediction, float(energies[n]), forces[rows, None, None].cpu().numpy() * np.eye(3))
                 for n, (prediction, rows) in enumerate(zip(self._mean(part, layer, layer.weights), atoms_of(part), strict=True))]
 
     def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:

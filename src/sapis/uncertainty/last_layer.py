@@ -52,7 +52,7 @@ class Laplace(OneModel):
     def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
         features = self.potential.scale * layer.features.double()
         covariance = self.get_buffer("covariance")
-        own = torch.einsum("ap,pq,aq->a", features, covariance, features).numpy()
+        own = torch.einsum("ap,pq,aq->a", features, covariance, features).cpu().numpy()
         totals = self._energy_variances(part, layer.features.double())
         return [Posterior(prediction, float(total), own[rows, None, None] * np.eye(3)) for prediction, rows, total in zip(
             self._mean(part, layer, layer.weights), atoms_of(part), totals, strict=True)]

@@ -31,11 +31,11 @@ def uncertain(model: TransformerPotential, config: UncertaintyConfig, train: Seq
     """
     found: Uncertain
     if config.method == "ensemble":
-        found = Ensemble([model, *(another(number) for number in range(1, config.members))])
+        found = Ensemble([model, *(another(number) for number in range(1, config.n_members))])
     elif config.method == "dropout":
-        found = Ensemble.by_dropout(model, config.dropout, config.members, seed)
+        found = Ensemble.by_dropout(model, config.dropout, config.n_members, seed)
     elif config.method == "shallow":
-        found = Shallow.fitted(model, train, members=config.members, seed=seed)
+        found = Shallow.fitted(model, train, members=config.n_members, seed=seed)
     elif config.method == "evidential":
         found = Evidential.fitted(model, train, seed=seed)
     else:

@@ -58,7 +58,7 @@ class OneModel(Uncertain):
             with torch.enable_grad():
                 features = layer.features.double().requires_grad_()
                 (cotangents,) = torch.autograd.grad(self._energy_variances(part, features).sum(), features)
-            gradient = self._energy_factor() ** 2 * layer.gradient_of_features(cotangents).double().numpy()
+            gradient = self._energy_factor() ** 2 * layer.gradient_of_features(cotangents).double().cpu().numpy()
             found += [gradient[rows] for rows in atoms_of(part)]
         return found
 

@@ -44,16 +44,17 @@ def enough(rules: StopRules, n_labels: Sequence[int], errors: Sequence[float], f
     if rules.target_meV_A is None and rules.below_eV_A is None:
         return ""
     posteriors = fresh()
+    if not posteriors:
+        return ""
     if rules.below_eV_A is not None:
-        share = float(np.mean([one.force_std.max() > rules.below_eV_A for one in posteriors]))
+        share = float(np.mean([not one.force_std.max() <= rules.below_eV_A for one in posteriors]))
         if share < SHARE:
             return f"of {100 * share:.2g} % of fresh candidates a force is less certain than {rules.below_eV_A:g} eV/Å"
     if rules.target_meV_A is not None:
         stds = np.concatenate([one.force_std for one in posteriors])
-        bound = 1e3 * forces.quantiles[LEVEL] * float(np.quantile(stds, LEVEL))
+        bound = 1e3 * forces.quantiles.get(LEVEL, np.inf) * float(np.quantile(stds, LEVEL))
         if bound < rules.target_meV_A:
-            return (f"on fresh candidates the model bounds {100 * LEVEL:g} % of its force errors by {bound:.3g} meV/Å, with a "
-                    f"confidence of {100 * LEVEL:g} %")
+            return f"on fresh candidates the model bounds {100 * LEVEL:g} % of its force errors by {bound:.3g} meV/Å"
     return ""
 
 
