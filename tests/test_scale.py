@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import plain_study
+from benchmarks import study as studies
 from benchmarks.scaling_laws import TRUTH, study
 
 from command import sapis
 from sapis.core.errors import ConfigError, DataError, FileError
 from sapis.core.files import read_json
+from sapis.core.records import Stopwatch, provenance
 from sapis.data.formats import read_systems
 from sapis.data.formats.xyz import write_systems
 from sapis.data.splits import chosen, nested_order
 from sapis.executors.executor import LocalExecutor
-from sapis.pipeline.scale import PLAN, fit_study, foretell, plan_study, read_study, run_study
+from sapis.pipeline.scale import PLAN, finished, fit_study, foretell, plan_study, read_study, run_study
 from sapis.scaling.compare import compare
 from sapis.scaling.fit import fit
 from sapis.scaling.forms import FLOOR, JOINT, POWER, Points
@@ -189,6 +191,18 @@ def test_studies_of_two_models_on_the_same_frames_are_compared(tmp_path: Path) -
         assert record.cost["flops"] == pytest.approx(trial.flops, rel=0.05)
         assert record.result["n_parameters"] == plain.size_of(trial).n_parameters
         assert set(record.result["errors"]) == {"train", "validation", "test"}
+    trial, entry = foretell(tmp_path / "plain", factor=2.0, measure=plain_study.measured)
+    assert trial.width % 16 == 0 and entry["size"]["width"] == trial.width and trial in read_study(tmp_path / "plain").trials
+    # What is kept in a record is a study again elsewhere, and a record is never replaced by one of fewer trainings.
+    kept, copy = tmp_path / "kept.json", tmp_path / "copy"
+    assert studies.keep(kept, tmp_path / "plain", provenance(), Stopwatch()) == len(records)
+    studies.restore(kept, copy, data, plain.config)
+    assert set(finished(copy, read_study(copy))) == set(records) and foretell(copy, factor=2.0)[1] == entry
+    (copy / "trials" / plain.trials[0].name / "record.json").unlink()
+    assert studies.keep(kept, copy, provenance(), Stopwatch()) == 0
+    studies.restore(kept, copy, data, plain.config)
+    assert set(finished(copy, read_study(copy))) == set(records)
+
     ending = sapis("scale", "compare", tmp_path / "ours", tmp_path / "plain", "--output", tmp_path / "both")
     assert ending.code == 0 and "plain: times the compute of ours" in ending.text
     assert set(read_json(tmp_path / "both.json")["comparisons"]) == {"plain"}
