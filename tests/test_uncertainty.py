@@ -427,6 +427,14 @@ def test_dynamics_stop_where_a_force_is_too_uncertain(members: list[TransformerP
     np.testing.assert_allclose(frame.positions, broken.positions, atol=1e-6)
     assert str(frame.tags["reason"]).startswith("uncertain")
     assert sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *command, "--stop-above", "1e9").code == 0
+    (tmp_path / "stopped.extxyz").unlink()
+    warned = sapis("md", tmp_path / "model.sapis", tmp_path / "broken.extxyz", *command, "--warn-above", str(2 * usual))
+    assert warned.code == 0 and "warning: at " in warned.text and (tmp_path / "stopped.extxyz").exists()
+    both = sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *command, "--warn-above", "1", "--stop-above", "1")
+    assert both.code != 0 and "either" in both.text
+    biased = ("--bias", "0.3", "--time-ps", "0.01")
+    assert "--ensemble nvt" in sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *biased).text
+    assert sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *biased, "--ensemble", "nvt").code == 0
 
     atoms = water().to_atoms()
     atoms.calc = load(tmp_path / "model.sapis").calculator()

@@ -22,7 +22,11 @@ def md(
     order: Annotated[bool, typer.Option(help="Also test that the energy error falls as the square of the timestep.")] = False,
     stop_above: Annotated[float | None, typer.Option(
         min=0, help="Stop where the force on an atom is more uncertain than this, eV/Å (exit code 3).")] = None,
-    stopped: Annotated[Path, typer.Option(help="Where the structure goes at which it stopped.")] = Path("stopped.extxyz"),
+    warn_above: Annotated[float | None, typer.Option(
+        min=0, help="Count such steps instead, keep the first such structure, and go on.")] = None,
+    stopped: Annotated[Path, typer.Option(help="Where that structure goes.")] = Path("stopped.extxyz"),
+    bias: Annotated[float, typer.Option(
+        min=0, help="Draw it to what the model does not know: forces of the bias over those of the model (with nvt).")] = 0.0,
     level: Level = "",
     output: Annotated[Path | None, typer.Option(help="Write the record as JSON here.")] = None,
 ) -> None:
@@ -33,18 +37,31 @@ def md(
     from sapis.core.errors import ConfigError
     from sapis.core.files import refuse_inputs, write_json
     from sapis.data.formats import read_systems, write_systems
+    from sapis.potential.biased import BiasedCalculator
+    from sapis.potential.posterior import UncertainPotential
     from sapis.simulate.md import UNCERTAIN, order_test, run_nve, run_nvt
 
-    refuse_inputs({"--output": output, "--stopped": stopped if stop_above is not None else None}, [model, structure])
+    limit = stop_above if warn_above is None else warn_above
+    refuse_inputs({"--output": output, "--stopped": stopped if limit is not None else None}, [model, structure])
+    if stop_above is not None and warn_above is not None:
+        raise ConfigError(expected="either --stop-above or --warn-above", received="both", where="sapis md", todo="give one")
+    if bias and ensemble != "nvt":
+        raise ConfigError(expected="--ensemble nvt with --bias: a thermostat takes up its work", received=ensemble,
+                          where="--bias", todo="add --ensemble nvt, or leave the bias out")
     if ensemble not in ("nve", "nvt"):
         raise ConfigError(expected="nve or nvt", received=ensemble, where="--ensemble", todo="give one of them")
     (system,) = at_level(read_systems(structure)[:1], level)
     calculator = load(model).calculator(precision, level=system.level)
     atoms = system.to_atoms()
     atoms.calc = calculator
+    if bias:
+        if not isinstance(calculator.potential, UncertainPotential):
+            raise ConfigError(expected="a model that knows its doubt", received="one that does not", where=f"--bias, {model}",
+                              todo="train it with an uncertainty")
+        atoms.calc = BiasedCalculator(calculator.potential, bias, level=system.level)
     kind = run_nve if ensemble == "nve" else run_nvt
     trace = kind(atoms, temperature_K=temperature_K, timestep_fs=timestep_fs, time_ps=time_ps, seed=seed,
-                 max_uncertainty_eV_A=stop_above)
+                 max_uncertainty_eV_A=limit, goes_on=warn_above is not None)
     record = trace.to_record()
     if order and not trace.reason.startswith(UNCERTAIN):
         start = system.to_atoms()
@@ -55,9 +72,12 @@ def md(
             typer.echo(f"{name}: {value}")
     if output:
         write_json(output, record)
-    if trace.reason.startswith(UNCERTAIN):
-        assert trace.final is not None
-        where = replace(system.without_labels(), positions=trace.final.positions)
-        write_systems(stopped, [where.with_tags(reason=trace.reason)])
-        typer.echo(f"stopped, {trace.reason}; the structure is in {stopped}")
-        raise typer.Exit(3)
+    if trace.uncertain_at is not None:
+        where = replace(system.without_labels(), positions=trace.uncertain_at.positions)
+        write_systems(stopped, [where.with_tags(reason=trace.reason or f"{UNCERTAIN} by more than {limit:g} eV/Å")])
+        if warn_above is not None:
+            typer.echo(f"warning: at {trace.n_uncertain} steps a force was more uncertain than {limit:g} eV/Å; the first such "
+                       f"structure is in {stopped}")
+        else:
+            typer.echo(f"stopped, {trace.reason}; the structure is in {stopped}")
+            raise typer.Exit(3)

@@ -23,7 +23,7 @@ from sapis.report.markup import (
 from sapis.report.overview import scalar
 from sapis.report.story import Report, amount, dig, mapping, rows
 
-SHOWN_OF_NVT = {"target_K", "mean_K", "time_ps", "is_stable", "trace"}
+SHOWN_OF_NVT = {"target_K", "mean_K", "time_ps", "is_stable", "n_uncertain", "trace"}
 
 
 def accuracy(report: Report) -> Html:

@@ -47,6 +47,8 @@ class NveTrace:
         is_stable: False if the run ended early.
         reason: why it ended early, else empty.
         final: where it ended.
+        n_uncertain: steps at which the force on some atom was more uncertain than the limit, if there was one.
+        uncertain_at: where the first of these was; None if there was none.
     """
 
     temperature_K: float
@@ -59,6 +61,8 @@ class NveTrace:
     is_stable: bool
     reason: str
     final: Atoms | None = None
+    n_uncertain: int = 0
+    uncertain_at: Atoms | None = None
 
     def to_record(self) -> dict[str, Any]:
         """JSON values; figures that an unstable run cannot give are None, the trace is thinned."""
@@ -70,7 +74,7 @@ class NveTrace:
             "drift_meV_atom_ps": _number(slope), "drift_standard_error": _number(error),
             "fluctuation_meV_atom": _number(fluctuation(self)),
             "centre_drift_A": float(self.centre_drift_A[-1]),
-            "is_stable": self.is_stable, "reason": self.reason,
+            "is_stable": self.is_stable, "reason": self.reason, "n_uncertain": self.n_uncertain,
             "trace": {"time_ps": self.time_ps[kept].tolist(),
                       "energy_meV_atom": self.energy_meV_atom[kept].tolist()},
         }
@@ -106,6 +110,7 @@ class NvtTrace:
         is_stable: False if the run ended early or its mean temperature is wrong.
         reason: why, else empty.
         final: where it ended.
+        n_uncertain, uncertain_at: see `NveTrace`.
     """
 
     target_K: float
@@ -116,6 +121,8 @@ class NvtTrace:
     is_stable: bool
     reason: str
     final: Atoms | None = None
+    n_uncertain: int = 0
+    uncertain_at: Atoms | None = None
 
     def to_record(self) -> dict[str, Any]:
         """JSON values; ``time_ps`` is the time for which the run was stable."""
@@ -123,14 +130,14 @@ class NvtTrace:
         return {
             "target_K": self.target_K, "mean_K": _number(self.mean_K),
             "standard_error_K": _number(self.standard_error_K), "time_ps": float(self.time_ps[-1]),
-            "is_stable": self.is_stable, "reason": self.reason,
+            "is_stable": self.is_stable, "reason": self.reason, "n_uncertain": self.n_uncertain,
             "trace": {"time_ps": self.time_ps[kept].tolist(), "temperature_K": self.kinetic_K[kept].tolist()},
         }
 
 
 def run_nve(
     atoms: Atoms, *, temperature_K: float, timestep_fs: float, time_ps: float, seed: int,
-    sample_every_fs: float = 1.0, max_uncertainty_eV_A: float | None = None,
+    sample_every_fs: float = 1.0, max_uncertainty_eV_A: float | None = None, goes_on: bool = False,
 ) -> NveTrace:
     """Velocity Verlet from Maxwell-Boltzmann velocities.
 
@@ -141,6 +148,7 @@ def run_nve(
         seed: of the velocities; runs with one seed and different timesteps start alike.
         sample_every_fs: rounded to whole timesteps.
         max_uncertainty_eV_A: end the run at the first step at which the force on some atom is more uncertain than this.
+        goes_on: count such steps instead, and go on.
 
     Raises:
         SimulationError: no calculator, or a temperature, timestep or time that is not positive; a limit of uncertainty with a
@@ -159,13 +167,14 @@ def run_nve(
 
     dynamics = VelocityVerlet(moving, timestep=timestep_fs * units.fs)
     stride = max(1, round(sample_every_fs / timestep_fs))
-    watch = _Watch(moving, temperature_K, n_degrees, max_uncertainty_eV_A)
+    watch = _Watch(moving, temperature_K, n_degrees, max_uncertainty_eV_A, goes_on=goes_on)
     n_steps = round(time_ps * 1000 / timestep_fs)
     samples, reason = _integrated(dynamics, n_steps, stride, sample, watch, f"NVE {timestep_fs:g} fs")
     times_ps = np.arange(len(samples)) * stride * timestep_fs / 1000
     energy, kelvin, centre = samples.T
     return NveTrace(
-        temperature_K, timestep_fs, len(moving), times_ps, energy, kelvin, centre, not reason, reason, moving
+        temperature_K, timestep_fs, len(moving), times_ps, energy, kelvin, centre, not reason, reason, moving, watch.n_uncertain,
+        watch.uncertain_at,
     )
 
 
@@ -230,9 +239,11 @@ def order_test(
 def run_nvt(
     atoms: Atoms, *, temperature_K: float, time_ps: float, timestep_fs: float = 0.5,
     friction_per_fs: float = 0.01, seed: int, sample_every_fs: float = 10.0, max_uncertainty_eV_A: float | None = None,
+    goes_on: bool = False,
 ) -> NvtTrace:
     """Langevin dynamics; unstable if a bond breaks, it explodes, it does not hold the temperature, or, if
-    ``max_uncertainty_eV_A`` is given, the force on some atom is more uncertain than this.
+    ``max_uncertainty_eV_A`` is given, the force on some atom is more uncertain than this (if it ``goes_on``, such steps are only
+    counted).
 
     The mean temperature leaves out the first 20 % or 5/friction, whichever is longer, but at most half. It is
     wrong if it differs from the target by more than 5 % plus four standard errors. The standard error is that
@@ -254,7 +265,7 @@ def run_nvt(
     dynamics = Langevin(moving, timestep_fs * units.fs, temperature_K=temperature_K, fixcm=False,
                         friction=friction_per_fs / units.fs, rng=generator(seed, "langevin"))
     stride = max(1, round(sample_every_fs / timestep_fs))
-    watch = _Watch(moving, temperature_K, n_degrees, max_uncertainty_eV_A)
+    watch = _Watch(moving, temperature_K, n_degrees, max_uncertainty_eV_A, goes_on=goes_on)
     n_steps = round(time_ps * 1000 / timestep_fs)
 
     def sample() -> tuple[float]:
@@ -270,16 +281,19 @@ def run_nvt(
     error = temperature_K * float(np.sqrt(4 / (n_degrees * friction_per_fs * counted_fs)))
     if not reason and abs(mean - temperature_K) > 0.05 * temperature_K + 4 * error:
         reason = f"the mean temperature is {mean:.0f} K with an expected error of {error:.0f} K"
-    return NvtTrace(temperature_K, mean, error, times_ps, kelvin, not reason, reason, moving)
+    return NvtTrace(temperature_K, mean, error, times_ps, kelvin, not reason, reason, moving, watch.n_uncertain,
+                    watch.uncertain_at)
 
 
 class _Watch:
     """Tells when a run has left the region where its result means anything."""
 
-    def __init__(self, atoms: Atoms, temperature_K: float, n_degrees: int, max_uncertainty_eV_A: float | None = None) -> None:
+    def __init__(self, atoms: Atoms, temperature_K: float, n_degrees: int, max_uncertainty_eV_A: float | None = None, *,
+                 goes_on: bool = False) -> None:
         from ase.neighborlist import natural_cutoffs, neighbor_list
 
-        self._atoms, self._n_degrees, self._max_uncertainty = atoms, n_degrees, max_uncertainty_eV_A
+        self._atoms, self._n_degrees, self._max_uncertainty, self._goes_on = atoms, n_degrees, max_uncertainty_eV_A, goes_on
+        self.n_uncertain, self.uncertain_at = 0, None
         if max_uncertainty_eV_A is not None and "forces_uncertainty" not in atoms.calc.results:
             raise SimulationError(expected="a calculator that says how uncertain its forces are", received="one that does not",
                                   where="max_uncertainty_eV_A", todo="train with an uncertainty, or run without this limit")
@@ -297,6 +311,9 @@ class _Watch:
             doubt = np.asarray(self._atoms.calc.results["forces_uncertainty"])
             worst = int(doubt.argmax())
             if not doubt[worst] <= self._max_uncertainty:  # also true for NaN
+                self.n_uncertain += 1
+                self.uncertain_at = self.uncertain_at or self._atoms.copy()
+            if self.n_uncertain and not self._goes_on:
                 return (f"{UNCERTAIN}: the force on {self._atoms.symbols[worst]}{worst} by {doubt[worst]:.3g} eV/Å, more than "
                         f"{self._max_uncertainty:g}")
         kelvin = _temperature(self._atoms, self._n_degrees)
