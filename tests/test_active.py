@@ -22,7 +22,7 @@ from command import sapis
 from sapis.api import load
 from sapis.core.errors import ConfigError
 from sapis.core.files import read_json
-from sapis.data.formats import read_systems
+from sapis.data.formats import read_systems, write_systems
 from sapis.data.store import Store
 from sapis.pipeline.active import active
 from sapis.pipeline.active_config import ActiveRecipe, read_active_recipe
@@ -191,6 +191,37 @@ def test_candidates_by_displacements_and_by_dynamics_with_a_bias(tmp_path: Path)
     assert len(sources) == 40 and sources.count("md") == 20 and {"vibration", "torsion", "stretch"} < set(sources)
     choice = read_json(folder / "records" / "round-01-choice.json")["result"]
     assert choice["left_out"]["energy or forces too high"] > 0 and choice["n_asked"] > 0
+
+
+@pytest.mark.slow
+def test_labelled_frames_to_begin_with(finished: Path, tmp_path: Path) -> None:
+    known = [frame for number in range(3) for frame in read_systems(finished / f"round-{number:02d}" / "labelled.extxyz")]
+    (tmp_path / "run").mkdir()
+    write_systems(tmp_path / "run" / "known.extxyz", known)
+    found = active(recipe(tmp_path / "run", data="known.extxyz", rounds=1))
+    assert [record.result["n_train"] + record.result["n_held"] for record in found.rounds] == [40, 50]
+    assert len(Store(tmp_path / "run" / "out" / "labels.store")) == 10, "only those that were asked for are computed"
+
+
+@pytest.mark.slow
+def test_a_run_can_ask_after_its_training(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "cluster.xyz", Icosahedron("Cu", 2))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({
+        "system": {"file": "cluster.xyz"}, "output": "out", "labeler": {"name": "emt"}, "temperatures_K": [300],
+        "hot_temperature_K": 600, "budget": {"labels": 80, "cpu_seconds": 60},
+        "candidates": {"n_replicas": 3, "equilibration_fs": 20, "decorrelation_fs": 5}, "workers": 1,
+        "model": {"preset": "nano", "n_layers": 1, "cutoff": 4.0}, "training": {"epochs": 5, "validations": 1},
+        "dynamics": {"nve_ps": 0.02, "order_ps": 0.02, "nvt_ps": 0.02},
+        "active": {"rounds": 1, "n_per_round": 10, "n_candidates": 40, "epochs": 3}}))
+    ending = sapis("run", tmp_path / "recipe.yaml")
+    assert ending.code in (0, 1), ending.text
+    model = load(tmp_path / "out" / "model.sapis")
+    assert isinstance(model.potential, UncertainPotential) and model.card["checks"]
+    result = read_json(tmp_path / "out" / "records" / "active.json")["result"]
+    assert result["n_labels"] == 10 and result["n_rounds"] == 1 and result["method"] == "distance"
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "the model asked for labels" in page and 'id="uncertainty"' in page
+    assert "done before (active.json)" in sapis("run", tmp_path / "recipe.yaml").text
 
 
 @pytest.mark.slow

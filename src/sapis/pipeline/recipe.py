@@ -12,6 +12,7 @@ from sapis.core.config import Config, load_yaml, parse_config
 from sapis.labelers.labeler import LabelerConfig
 from sapis.model.config import ModelConfig
 from sapis.pipeline.auto_config import GrowthConfig
+from sapis.pipeline.rounds_config import RoundsConfig
 from sapis.simulate.sampling import CandidatesConfig
 from sapis.training.config import TrainingConfig
 from sapis.uncertainty.config import UncertaintyConfig
@@ -54,6 +55,12 @@ class SplitConfig(Config):
         return self
 
 
+class AskingConfig(RoundsConfig):
+    """Rounds of asking after the training: labels beyond those of the budget, from where the model goes and is uncertain."""
+
+    epochs: int = Field(30, ge=1, description="passes over all labels in each round")
+
+
 class DynamicsConfig(Config):
     """The molecular dynamics that tests the model."""
 
@@ -79,6 +86,7 @@ class Recipe(Config):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     auto: GrowthConfig | None = Field(None, description="decide while training how far the model grows; its budget is of FLOPs")
+    active: AskingConfig | None = Field(None, description="then let the model ask for labels, round after round")
     uncertainty: UncertaintyConfig = UncertaintyConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     workers: int | None = Field(None, ge=1, description="processes for labels; default: one a core")
@@ -92,6 +100,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _can_be_uncertain(self) -> Recipe:
+        if self.active and self.uncertainty.method in ("ensemble", "dropout"):
+            raise ValueError(f"another uncertainty than {self.uncertainty.method} for a model that asks: it goes on from one")
         if self.auto and self.uncertainty.method in ("ensemble", "dropout"):
             raise ValueError(f"another uncertainty than {self.uncertainty.method} for a model that grows: all its members would")
         return self
@@ -150,7 +160,7 @@ budget:
 # candidates: {{rattle_fraction: {candidates.rattle_fraction}, decorrelation_fs: {candidates.decorrelation_fs}}}
 # model: {{n_channels: {model.n_channels}, l_max: {model.l_max}, n_layers: {model.n_layers}, cutoff: {model.cutoff}}}
 # training: {{batch_size: {training.batch_size}, learning_rate: {training.learning_rate}}}   # and, say, epochs: 60 to end sooner
-# uncertainty and auto: a model that knows when it is unsure, and one that grows as its data ask; see docs/howto
+# uncertainty, active and auto: a model that knows when it is unsure, asks for labels, grows as its data ask; see docs/howto
 # dynamics: {{temperature_K: {dynamics.temperature_K}, nve_ps: {dynamics.nve_ps}}}
 seed: 0
 """

@@ -20,17 +20,19 @@ from sapis.data.reference import ReferenceEnergies
 from sapis.data.system import System
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline import steps
-from sapis.pipeline.recipe import Recipe
+from sapis.pipeline.active_config import ActiveRecipe
+from sapis.pipeline.recipe import AskingConfig, Recipe
 from sapis.pipeline.workspace import Workspace
 from sapis.report.page import write_report
 from sapis.report.story import Report
 from sapis.training.fit import new_potential
+from sapis.uncertainty.config import UncertaintyConfig
 
 N_SHOWN_STRUCTURES = 12
 N_CHECKED_STRUCTURES = 2
 OUTPUTS = (
     "recipe.json", "candidates.extxyz", "trajectories", "labels.store", "labels.extxyz",
-    *(f"{name}.extxyz" for name in steps.PARTS), "training", "model.sapis", "report.html",
+    *(f"{name}.extxyz" for name in steps.PARTS), "training", "active", "model.sapis", "report.html",
 )
 
 USAGE = """\
@@ -109,7 +111,12 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
                         ["training/model.sapis"], train)
     model, uses_model = work.path("training/model.sapis"), {"version": __version__} | trained.result["files"]
     parts = steps.read_parts(work.folder)
-    if recipe.uncertainty.method != "none":
+    if recipe.active is not None:
+        asking = asking_recipe(recipe, recipe.active, model, work.path("active"))
+        inputs = uses_model | settings("active", "uncertainty", "labeler", "temperatures_K", "candidates", "seed")
+        asked = work.step("active", inputs, ["active/model.sapis"], lambda: steps.ask(asking, parts))
+        model, uses_model = work.path("active/model.sapis"), {"version": __version__} | asked.result["files"]
+    elif recipe.uncertainty.method != "none":
         source, model = model, work.path("training/uncertain.sapis")
         known = work.step("uncertainty", uses_model | settings("uncertainty", "seed"), ["training/uncertain.sapis"],
                           lambda: steps.uncertainty(source, model, parts, recipe.uncertainty, training, work.path("training"),
@@ -130,14 +137,32 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
     final = work.step("bundle", uses_model | card, ["model.sapis"],
                       lambda: steps.bundle(model, work.path("model.sapis"), card))
     usage = USAGE.format(example=work.path("test.extxyz"), model=work.path("model.sapis"))
-    work.step("report", {"title": recipe.title, "records": [asdict(read_record(work.record_path(name))) for name in STEPS
-                                                              if name != "uncertainty" or recipe.uncertainty.method != "none"]},
+    work.step("report", {"title": recipe.title,
+                         "records": [asdict(read_record(work.record_path(name))) for name in _done_by(recipe)]},
               ["report.html"], lambda: {"path": str(report(work.folder, usage))})
     return Outcome(work.path("model.sapis"), work.path("report.html"), final.result["model_hash"],
                    checked.result["all_passed"], usage)
 
 
-STEPS = ("candidates", "labels", "data", "train", "uncertainty", "test", "md", "checks", "bundle")
+STEPS = ("candidates", "labels", "data", "train", "active", "uncertainty", "test", "md", "checks", "bundle")
+
+
+def _done_by(recipe: Recipe) -> list[str]:
+    """The steps of a recipe."""
+    left_out = {"active"} if recipe.active is None else {"uncertainty"}
+    if recipe.uncertainty.method == "none":
+        left_out.add("uncertainty")
+    return [name for name in STEPS if name not in left_out]
+
+
+def asking_recipe(recipe: Recipe, asking: AskingConfig, model: Path, folder: Path) -> ActiveRecipe:
+    """Rounds that go on from ``model``, where ``recipe`` was trained."""
+    doubt = recipe.uncertainty if recipe.uncertainty.method != "none" else UncertaintyConfig(method="distance")
+    training = recipe.training.model_copy(update={"epochs": asking.epochs, "cpu_seconds": None, "flops": None})
+    return ActiveRecipe(
+        title=recipe.title, system=recipe.system, output=folder, labeler=recipe.labeler, start=model, uncertainty=doubt,
+        temperatures_K=recipe.temperatures_K, candidates=recipe.candidates.model_copy(update={"rattle_fraction": 0.0}),
+        training=training, workers=recipe.workers, seed=recipe.seed, **asking.model_dump(exclude={"epochs"}))
 
 
 def report(folder: Path, usage: str = "") -> Path:
@@ -149,8 +174,9 @@ def report(folder: Path, usage: str = "") -> Path:
     """
     work = Workspace(folder)
     path = folder / "recipe.json"
-    recipe = parse_config(Recipe, read_json(path), where=str(path)).model_dump(mode="json")
-    records = {name: asdict(read_record(work.record_path(name))) for name in STEPS if work.record_path(name).exists()}
+    asked = parse_config(Recipe, read_json(path), where=str(path))
+    recipe = asked.model_dump(mode="json")
+    records = {name: asdict(read_record(work.record_path(name))) for name in _done_by(asked) if work.record_path(name).exists()}
     if "train" in records and "data" in records:
         for key in ("reference_energies", "reference_source"):
             records["data"]["result"][key] = records["train"]["result"][key]

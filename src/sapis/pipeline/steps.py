@@ -27,10 +27,13 @@ from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labelling import label_at
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
+from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.auto import grow_on
 from sapis.pipeline.auto_config import AutoConfig, GrowthConfig
+from sapis.pipeline.choice import ASKED, RANDOM
 from sapis.pipeline.pool import Pool
 from sapis.pipeline.recipe import DynamicsConfig, Recipe
+from sapis.pipeline.rounds import rounds
 from sapis.potential.bundle import hash_tensors
 from sapis.potential.posterior import UncertainPotential
 from sapis.potential.prediction import Potential
@@ -200,6 +203,17 @@ def uncertainty(source: Path, target: Path, parts: Mapping[str, Sequence[System]
     save(target, found, {**model.card, "uncertainty": {**config.model_dump(mode="json"), "calibrations": calibrations}})
     return {"method": config.method, "calibrations": calibrations,
             "cost": {"cpu_seconds": spent["cpu_seconds"] or watch.cost()["cpu_seconds"], "flops": spent["flops"]}}
+
+
+def ask(recipe: ActiveRecipe, parts: Mapping[str, Sequence[System]]) -> dict[str, Any]:
+    """Rounds of asking that begin from the training and validation frames of ``parts``."""
+    outcome = rounds(recipe, known={ASKED: parts["train"], RANDOM: parts["validation"]})
+    costs = [record.cost for record in outcome.rounds[1:]]
+    last = outcome.rounds[-1].result
+    return {"method": recipe.uncertainty.method, "reason": outcome.reason, "n_rounds": len(costs),
+            "n_labels": last["n_train"] + last["n_held"] - len(parts["train"]) - len(parts["validation"]),
+            "held": [record.result["held"] for record in outcome.rounds],
+            "cost": {key: sum(cost[key] for cost in costs) for key in ("cpu_seconds", "flops")}}
 
 
 def test(model: Path, parts: dict[str, list[System]]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def uncertainty(report: Report) -> Html | None:
                     "it can be; the chance that one of the worst tenth has the larger deviation.")
     sets = {name: mapping(found, "parity", "doubt") for name, found in mapping(report.result("test"), "sets").items()}
     return join([
-        facts([("Method", report.result("uncertainty").get("method"))]), note,
+        facts([("Method", report.result("uncertainty").get("method") or report.result("active").get("method"))]), note,
         table(head, [(set_name(name), *(number(amount(found, key)) for key in keys)) for name, found in scored.items()]),
         figure(figures.doubt(sets), "Errors of force components against stated deviations, in bins of equally many; on the line "
                                     "the model is right about itself."),
@@ -105,10 +105,22 @@ def learning(report: Report) -> Html:
         figure(figures.learning_curve(found.get("history")),
                "Training loss and validation errors, by step and by CPU time; circles mark the best.")
         or absent("No history of training was recorded."),
+        _asked(report.result("active")),
         *((course(found["growth"]), decisions(found["growth"]["events"])) if "growth" in found else ()),
         folded("Training settings", facts((label(key), scalar(value)) for key, value in config.items()))
         if config else None,
     ])
+
+
+def _asked(found: dict[str, Any]) -> Html | None:
+    """What came of rounds of asking after the training."""
+    if not found:
+        return None
+    errors = [amount(held, "force_rmse_meV_A") for held in found.get("held", [])]
+    course = ", ".join(f"{error:.3g}" for error in errors if error is not None)
+    return join([tag("p", "Then the model asked for labels where it was uncertain; the page active/report.html tells of it."),
+                 facts([("Rounds", number(found.get("n_rounds"))), ("Labels", number(found.get("n_labels"))),
+                        ("Force error on frames held out, round by round (meV/Å)", course), ("Stopped", found.get("reason"))])])
 
 
 def dynamics(report: Report) -> Html:

@@ -28,6 +28,11 @@ ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
 MIN_HELD = 10  # frames that validate from the start on: fewer calibrate nothing, and the labels of some may fail
 
 
+def n_held_of(recipe: ActiveRecipe, n: int) -> int:
+    """How many of the first ``n`` labels are at random, and validate."""
+    return max(MIN_HELD, round(recipe.random_fraction * n))
+
+
 def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, folder: Path) -> list[System]:
     """The candidates of round ``number``: the pool, or dynamics by ``driver`` and displacements.
 
@@ -67,7 +72,7 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], learned: 
         DataError: too few candidates that are new.
     """
     rng, n = generator(recipe.seed, "choice", number), recipe.n_per_round if number else recipe.n_start
-    n_random = max(1 if number else MIN_HELD, round(recipe.random_fraction * n))
+    n_random = max(1, round(recipe.random_fraction * n)) if number else n_held_of(recipe, n)
     if potential is not None:
         at_random = rng.permutation(len(fresh))[:n_random]
     else:  # the first labels hold every element and charge, for the models of all rounds to know them

@@ -1,0 +1,332 @@
+"""Rounds of asking and learning, until a stop rule fires.
+
+A round makes candidates (molecular dynamics with the present model, or a pool), chooses among them by what the model does not
+know, labels them, goes on training on all labels so far, and calibrates. Part of the labels of each round are chosen at random:
+they are never trained on, validate, and their errors before the training say how good the model is where it goes.
+
+Each step has a record that names the hash of all it was made from (`sapis.pipeline.workspace`), so that a run killed anywhere
+goes on with the same command, and no label is bought twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sapis.api import load, save
+from sapis.core.errors import DataError
+from sapis.core.files import hash_file, hash_json
+from sapis.core.memory import keep_freed_memory
+from sapis.core.records import Record
+from sapis.core.seeds import derive_seed
+from sapis.core.version import __version__
+from sapis.data.formats import read_systems, write_systems
+from sapis.data.system import System, hash_systems
+from sapis.evaluate.errors import evaluate
+from sapis.executors.cluster import ClusterExecutor
+from sapis.executors.executor import Executor, LocalExecutor
+from sapis.executors.outcome import Failure
+from sapis.labelers.build import build_labeler
+from sapis.labelers.evaluation import isolated_atom_energies
+from sapis.labelers.labeler import LabelerConfig
+from sapis.labelers.labelling import label_at
+from sapis.model.potential import TransformerPotential
+from sapis.pipeline.active_config import ActiveRecipe
+from sapis.pipeline.choice import ASKED, RANDOM, choose, explored, worth_a_label
+from sapis.pipeline.workspace import Workspace
+from sapis.potential.bundle import hash_tensors
+from sapis.potential.calibration import MIN_ERRORS
+from sapis.report.active import ActiveStory, write_active_report
+from sapis.training.fit import at_new_level, known_potential, new_potential
+from sapis.training.loop import Training
+from sapis.uncertainty.assess import assess, force_reliability, require_enough
+from sapis.uncertainty.ensemble import Ensemble
+from sapis.uncertainty.make import uncertain
+from sapis.uncertainty.stopping import enough
+from sapis.uncertainty.uncertain import Uncertain
+
+STORE, MODEL, REPORT, BREADTH = "labels.store", "model.sapis", "report.html", "breadth"
+N_SHOWN = 3  # structures of each round in the report
+
+
+@dataclass(frozen=True)
+class ActiveOutcome:
+    """Where a run left what it made.
+
+    Attributes:
+        model: its file.
+        model_hash: of that.
+        rounds: the record of each round's training, in order.
+        reason: why it stopped.
+    """
+
+    model: Path
+    model_hash: str
+    rounds: list[Record]
+    reason: str
+
+
+def rounds(recipe: ActiveRecipe, *, known: Mapping[str, Sequence[System]] | None = None,
+           breadth: Mapping[str, Record] | None = None) -> ActiveOutcome:
+    """Do, or finish, the rounds that ``recipe`` asks for. Killed anywhere, the same call goes on.
+
+    Args:
+        known: labelled frames by arm to begin with, in place of new labels.
+        breadth: records of cheap labels that came first, for the report.
+
+    Raises:
+        SapisError: bad input; all labels and models so far are kept.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(recipe.training.threads)
+    work = Workspace(recipe.output, [STORE, MODEL, REPORT])
+    with work.locked():
+        return _Run(recipe, work, known, dict(breadth or {})).finish()
+
+
+class _Run:
+    def __init__(self, recipe: ActiveRecipe, work: Workspace, known: Mapping[str, Sequence[System]] | None,
+                 breadth: dict[str, Record]) -> None:
+        self.recipe, self.work, self.known, self.breadth = recipe, work, known, breadth
+        self.models: list[Record] = []
+        self.labels: list[Record] = []
+        self.rounds: list[dict[str, Record]] = []
+
+    def finish(self) -> ActiveOutcome:
+        reason = f"{self.recipe.rounds} rounds"
+        for number in range(self.recipe.rounds + 1):
+            if number == 0 and self.known is not None:
+                self._given(self.known)
+            else:
+                self._candidates(number)
+                if reached := self._is_reached(number):
+                    reason = reached
+                    break
+                self._labels(number, self._choice(number))
+            self._model(number)
+        source = self._path(len(self.models) - 1, MODEL)
+        final = self.work.step("bundle", {"model": hash_file(source)}, [MODEL], lambda: self._bundle(source))
+        write_active_report(self.work.path(REPORT), ActiveStory(
+            self.recipe.name, reason, self.rounds, self._least_certain(), self.breadth))
+        return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.models, reason)
+
+    # What a round knows
+
+    def _path(self, number: int, name: str) -> Path:
+        return self.work.path(f"round-{number:02d}/{name}")
+
+    def _step(self, number: int, name: str, inputs: dict[str, Any], file: str, run: Any) -> Record:
+        self._path(number, "").mkdir(parents=True, exist_ok=True)
+        title = f"round-{number:02d}"
+        record = self.work.step(f"{title}-{name}", {"version": __version__} | inputs, [f"{title}/{file}"], run)
+        if number == len(self.rounds):
+            self.rounds.append({})
+        self.rounds[number][name] = record
+        return record
+
+    def _least_certain(self) -> list[System]:
+        """Of each round some that were asked for."""
+        found = []
+        for number in range(1, len(self.labels)):
+            asked = [system for system in read_systems(self._path(number, "labelled.extxyz")) if system.tags["arm"] == ASKED]
+            asked.sort(key=lambda system: -float(system.tags["uncertainty_eV_A"]))
+            found += [system.with_tags(caption=f"round {number}: {float(system.tags['uncertainty_eV_A']):.2f} eV/Å")
+                      for system in asked[:N_SHOWN]]
+        return found
+
+    def _settings(self, *names: str) -> dict[str, Any]:
+        return self.recipe.model_dump(mode="json", include=set(names))
+
+    def _so_far(self, name: str) -> list[System]:
+        """The frames of all rounds with labels: ``chosen`` or ``labelled``."""
+        return [system for number in range(len(self.labels)) for system in read_systems(self._path(number, f"{name}.extxyz"))]
+
+    def _known(self, arm: str) -> list[System]:
+        """All labelled frames of an arm so far."""
+        return [system for system in self._so_far("labelled") if system.tags["arm"] == arm]
+
+    def _fresh(self, number: int) -> tuple[list[System], dict[str, int]]:
+        """Candidates of a round that are worth a label, and how many are not."""
+        return worth_a_label(self.recipe, read_systems(self._path(number, "candidates.extxyz")), self._so_far("chosen"),
+                             self._so_far("labelled"), self._present(number - 1) if number else None)
+
+    # Its steps
+
+    def _candidates(self, number: int) -> None:
+        recipe, driver = self.recipe, self.recipe.labeler
+        model = self._path(number - 1, MODEL) if number else recipe.start
+        if model is not None:
+            driver = LabelerConfig(name="potential", arguments={"path": str(model)}, is_stateless=True,
+                                   max_force_eV_A=recipe.labeler.max_force_eV_A)
+        inputs = self._settings("system", "pool", "n_candidates", "n_start", "temperatures_K", "candidates", "displaced_fraction",
+                                "seed", "labeler")
+        inputs |= {"model": model and hash_file(model), "pool_hash": recipe.pool and hash_file(recipe.pool)}
+
+        def run() -> dict[str, Any]:
+            found = explored(recipe, number, driver, self._path(number, "trajectories"))
+            write_systems(self._path(number, "candidates.extxyz"), found)
+            return {"n": len(found)}
+
+        self._step(number, "candidates", inputs, "candidates.extxyz", run)
+
+    def _is_reached(self, number: int) -> str:
+        """Why no more labels are needed, if they are not."""
+        if number == 0:
+            return ""
+        potential, models = self._present(number - 1), [record.result for record in self.models]
+        return enough(self.recipe.stop, [model["n_train"] for model in models],
+                      [model["held"]["force_rmse_meV_A"] for model in models],
+                      lambda: potential.posterior(self._fresh(number)[0]),
+                      potential.calibrations["forces"])
+
+    def _present(self, number: int) -> Uncertain:
+        """The model of a round."""
+        potential = load(self._path(number, MODEL)).potential
+        assert isinstance(potential, Uncertain)
+        return potential
+
+    def _choice(self, number: int) -> Record:
+        inputs = self.rounds[number]["candidates"].result["files"] | self._settings(
+            "strategy", "n_start", "n_per_round", "random_fraction", "seed", "energy_window_eV_atom", "labeler")
+        inputs |= {"known": [record.result["files"] for record in self.labels],
+                   "model": self.models[-1].result["files"] if self.models else None}
+
+        def run() -> dict[str, Any]:
+            fresh, left_out = self._fresh(number)
+            potential = self._present(number - 1) if number else None
+            chosen, figures = choose(self.recipe, number, fresh, self._known(ASKED), potential)
+            write_systems(self._path(number, "chosen.extxyz"), chosen)
+            return {**figures, "left_out": left_out}
+
+        return self._step(number, "choice", inputs, "chosen.extxyz", run)
+
+    def _given(self, known: Mapping[str, Sequence[System]]) -> None:
+        """Labelled frames in place of the labels of the first round."""
+        systems = [replace(system, level=self.recipe.to_level or system.level).with_tags(arm=arm)
+                   for arm in (ASKED, RANDOM) for system in known[arm]]
+
+        def run() -> dict[str, Any]:
+            require_enough(known[RANDOM])
+            for name in ("chosen", "labelled"):
+                write_systems(self._path(0, f"{name}.extxyz"), systems)
+            return {"n_labelled": len(systems), "failures": [], **self._method(0, systems), "cost": {"cpu_seconds": 0.0}}
+
+        inputs = self._settings("labeler", "to_level") | {"given": hash_systems(systems), "start": self.recipe.start is not None}
+        self.labels.append(self._step(0, "labels", inputs, "labelled.extxyz", run))
+
+    def _method(self, number: int, systems: Sequence[System]) -> dict[str, Any]:
+        """The method of the labels, and where a new model is begun its energies of isolated atoms."""
+        labeler, isolated = build_labeler(self.recipe.labeler), dict[int, float]()
+        if number == 0 and self.recipe.start is None:
+            isolated = isolated_atom_energies(labeler, {int(z) for one in systems for z in one.numbers})
+        return {"method": labeler.method, "isolated": {str(z): energy for z, energy in isolated.items()}}
+
+    def _labels(self, number: int, chosen: Record) -> None:
+        recipe = self.recipe
+
+        def run() -> dict[str, Any]:
+            systems = read_systems(self._path(number, "chosen.extxyz"))
+            executor: Executor = ClusterExecutor(recipe.cluster) if recipe.cluster else LocalExecutor(recipe.workers)
+            done, outcomes = label_at(self.work.path(STORE), systems, recipe.labeler, executor, at_once=True)
+            labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
+            failures = [{"number": k, "kind": outcome.kind, "reason": outcome.reason} for k, outcome in enumerate(outcomes)
+                        if isinstance(outcome, Failure)]
+            counts = Counter(system.tags["arm"] for system in labelled)
+            if counts[ASKED] == 0 or (number == 0 and counts[RANDOM] < MIN_ERRORS):
+                why = failures[0]["reason"] if failures else "none was asked for"
+                raise DataError(expected=f"labels of frames that were asked for, and {MIN_ERRORS} at random to begin with",
+                                received=f"{counts[ASKED]} and {counts[RANDOM]} of {len(systems)}: {why}",
+                                where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
+            write_systems(self._path(number, "labelled.extxyz"), [replace(system, level=recipe.to_level) for system in labelled])
+            return {"n_labelled": len(labelled), "failures": failures, **self._method(number, systems),
+                    "cost": {"cpu_seconds": done.cpu_seconds}}
+
+        inputs = self._settings("labeler", "to_level") | chosen.result["files"]
+        self.labels.append(self._step(number, "labels", inputs, "labelled.extxyz", run))
+
+    def _model(self, number: int) -> Record:
+        recipe = self.recipe
+        inputs = self._settings("model", "training", "uncertainty", "seed", "to_level") | {
+            "labels": [record.result["files"] for record in self.labels],
+            "from": self.models[-1].result["files"] if self.models else recipe.start and hash_file(recipe.start)}
+
+        def run() -> dict[str, Any]:
+            train, held = self._known(ASKED), self._known(RANDOM)
+            fresh = {arm: [system for system in read_systems(self._path(number, "labelled.extxyz")) if system.tags["arm"] == arm]
+                     for arm in (ASKED, RANDOM)}
+            old = train[: len(train) - len(fresh[ASKED])]
+            settings = recipe.training.model_copy(update={"seed": derive_seed(recipe.seed, "round", number)})
+            before = self._errors(self._present(number - 1), old, fresh) if number else {}
+            folder = self._path(number, "training")
+
+            if number and recipe.later_learning_rate is not None:
+                settings = settings.model_copy(update={"learning_rate": recipe.later_learning_rate})
+            spent: list[dict[str, float]] = []
+
+            def member(k: int) -> TransformerPotential:
+                seed = derive_seed(settings.seed, "member", k) if k else settings.seed
+                run = Training(self._begin(train, seed, k), train, held, settings.model_copy(update={"seed": seed}),
+                               folder / f"member-{k}")
+                progress = run.run()
+                spent.append({"cpu_seconds": progress.cpu_seconds, "flops": progress.flops})
+                return run.potential
+
+            potential = member(0)
+            found = uncertain(potential, recipe.uncertainty, train, held, another=member, seed=settings.seed)
+            doubt = recipe.uncertainty.model_dump(mode="json")
+            doubt["calibrations"] = {name: each.to_json() for name, each in found.calibrations.items()}
+            weights_hash = hash_tensors(dict(found.state_dict()), hash_json(found.settings()))
+            card = {"level_of_theory": self.labels[0].result["method"], "round": number, "uncertainty": doubt,
+                    "training": {"model_hash": weights_hash, "config": settings.model_dump(mode="json")},
+                    "data": {name: {"n": len(part), "hash": hash_systems(part)} for name, part in (
+                        ("train", train), ("validation", held))}}
+            save(self._path(number, MODEL), found, card)
+            after = self._errors(found, old, fresh)
+            return {"n_train": len(train), "n_held": len(held), "before": before, "after": after,
+                    "held": _figures(evaluate(found, held)),
+                    "cost": {key: sum(each[key] for each in spent) for key in ("cpu_seconds", "flops")}}
+
+        record = self._step(number, "model", inputs, MODEL, run)
+        self.models.append(record)
+        return record
+
+    def _begin(self, train: Sequence[System], seed: int, member: int) -> TransformerPotential:
+        """What member ``member`` of an ensemble, or the only model, goes on from, with reference energies of all labels."""
+        recipe, precision = self.recipe, self.recipe.training.precision
+        if self.models:
+            before = self._present(len(self.models) - 1)
+            own = before.members[member] if isinstance(before, Ensemble) else before.first
+            assert isinstance(own, TransformerPotential)
+            return known_potential(at_new_level(own, train, recipe.to_level), train, precision=precision)[0]
+        if recipe.start is not None:
+            start = load(recipe.start).single
+            if recipe.to_level:
+                start = at_new_level(start, train, recipe.to_level)
+            return known_potential(start, train, precision=precision)[0]
+        isolated = {int(z): energy for z, energy in self.labels[0].result["isolated"].items()}
+        return new_potential(train, isolated, recipe.model, precision=precision, seed=seed)[0]
+
+    @staticmethod
+    def _errors(potential: Uncertain, old: Sequence[System], fresh: dict[str, list[System]]) -> dict[str, Any]:
+        """Of what was learned before, and of what is new: forgetting shows in the first."""
+        sets = {"old": old, "asked": fresh[ASKED], "random": fresh[RANDOM]}
+        found = {}
+        for name, systems in sets.items():
+            if len(systems) > 1:
+                posteriors = potential.posterior(systems)
+                found[name] = _figures(evaluate(potential, systems)) | {
+                    "uncertainty": assess(posteriors, systems), "doubt": force_reliability(posteriors, systems)}
+        return found
+
+    def _bundle(self, source: Path) -> dict[str, Any]:
+        model = load(source)
+        return {"file_hash": save(self.work.path(MODEL), model.potential, model.card)}
+
+
+def _figures(errors: dict[str, Any]) -> dict[str, Any]:
+    return {name: errors[name] for name in ("n", "force_rmse_meV_A", "energy_rmse_meV_atom")}
