@@ -54,7 +54,8 @@ class ActiveRecipe(RoundsConfig):
     @property
     def name(self) -> str:
         """For titles."""
-        return self.title or str((self.system and (self.system.smiles or self.system.file)) or self.pool)
+        file = self.system.file if self.system else self.pool
+        return self.title or (self.system and self.system.smiles) or (file.name if file else "")
 
     @model_validator(mode="after")
     def _consistent(self) -> ActiveRecipe:

@@ -114,7 +114,7 @@ def _doubt(story: ActiveStory) -> Html:
     last = [model["before"]["random"]["doubt"] for model in _models(story) if "random" in model["before"]][-1]
     picture = figure(doubt({"new frames at random": last}),
                      "The last of these rounds: errors of force components against stated deviations.")
-    return join([note, table(head, rows, n_text=0), picture])
+    return join([note, table(head, rows, n_text=0), tag("div", picture, class_="pair")])
 
 
 def _forgetting(story: ActiveStory) -> Html:

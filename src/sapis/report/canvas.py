@@ -14,6 +14,7 @@ from sapis.report.markup import Html, markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
     from matplotlib.figure import Figure
 
 RASTER_DPI = 200
@@ -56,13 +57,17 @@ def svg(figure: Figure, name: str, label: str) -> Html:
 
 def log_if_positive(ax: Axes, y: np.ndarray) -> None:
     """A logarithmic axis with plain numbers, where the values span enough for one."""
+    if y.min() > 0 and y.max() >= 1.5 * y.min():
+        plain_log(ax.yaxis, spans_decades=y.max() > 30 * y.min())
+
+
+def plain_log(axis: XAxis | YAxis, *, spans_decades: bool = False) -> None:
+    """A logarithmic axis with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    if y.min() <= 0 or y.max() < 1.5 * y.min():
-        return
-    ax.set_yscale("log")
-    spans_decades = y.max() > 30 * y.min()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if spans_decades else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.tick_params(which="minor", length=0)
+    ax = axis.axes
+    (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1.0,) if spans_decades else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(which="minor", length=0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sapis.report.canvas import canvas, log_if_positive, svg
+from sapis.report.canvas import canvas, log_if_positive, plain_log, svg
 from sapis.report.markup import Html, significant
 from sapis.report.story import amount, curve, dig, mapping, rows
 
@@ -117,9 +117,10 @@ def doubt(sets: dict[str, Any]) -> Html | None:
         ends = [min(min(x.min(), y.min()) for _, x, y in curves) / 1.2, max(max(x.max(), y.max()) for _, x, y in curves) * 1.2]
         ax.plot(ends, ends, color=INK, linewidth=0.8)
         for name, x, y in curves:
-            ax.plot(x, y, marker=MARKERS.get(name, "^"), color=COLOURS.get(name, PURPLE), markersize=3.5,
-                    label=NAMES.get(name, name))
-        ax.set(xscale="log", yscale="log", xlabel="stated deviation of a force component (meV/Å)", ylabel="error (meV/Å)")
+            ax.plot(x, y, MARKERS.get(name, "^"), color=COLOURS.get(name, PURPLE), markersize=4, label=NAMES.get(name, name))
+        ax.set(xlabel="stated deviation of a force component (meV/Å)", ylabel="error (meV/Å)")
+        for axis in (ax.xaxis, ax.yaxis):
+            plain_log(axis)
         ax.legend()
         return svg(figure, "doubt", "Errors against stated deviations")
 

@@ -86,8 +86,8 @@ def uncertainty(report: Report) -> Html | None:
     return join([
         facts([("Method", report.result("uncertainty").get("method") or report.result("active").get("method"))]), note,
         table(head, [(set_name(name), *(number(amount(found, key)) for key in keys)) for name, found in scored.items()]),
-        figure(figures.doubt(sets), "Errors of force components against stated deviations, in bins of equally many; on the line "
-                                    "the model is right about itself."),
+        _pairs([figure(figures.doubt(sets), "Errors of force components against stated deviations, in bins of equally many; on "
+                                            "the line the model is right about itself.")]),
     ])
 
 
