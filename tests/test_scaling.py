@@ -50,7 +50,7 @@ def test_a_law_without_noise_comes_back(form: Form) -> None:
 
 
 def test_planted_laws_lie_in_their_intervals() -> None:
-    found = coverage(24, noise=0.03, n_samples=60)
+    found = coverage("weights and frames, one law", 24, noise=0.03, n_samples=60)
     for name in TRUTH:
         assert found[name]["inside"] >= 0.7, name  # 0.9 by intent; `python -m benchmarks.scaling_laws` measures it on 200
     assert found["exponent_n_parameters"]["median_relative_error"] < 0.1
