@@ -54,7 +54,6 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "3 layers": {"model": {"n_layers": 3}},
     "order 1": {"model": {"order": 1}},
     "order 2": {"model": {"order": 2}},
-    "order 3": {"model": {"order": 3}},
     "edges to degree 2": {"model": {"l_max": 2}},
     "edges to degree 4": {"model": {"l_max": 4}},
     "features to degree 1": {"model": {"l_max_carried": 1, "l_max_product": 2}},
@@ -69,13 +68,6 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "cutoff 6 Å": {"model": {"cutoff": 6.0}},
 }
 Task = tuple[str, str, int]
-
-
-def differs(arm: str) -> bool:
-    """Whether the arm is not the default under another name."""
-    defaults = {"model": ModelConfig(), "training": TrainingConfig()}
-    return arm == DEFAULT or any(getattr(defaults[part], key) != value for part, changes in ARMS[arm].items()
-                                 for key, value in changes.items())
 
 
 def _worker(folder: Path) -> Callable[[Task], dict[str, Any]]:
@@ -122,7 +114,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=[arm for arm in ARMS if differs(arm)])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=None)
     options = parser.parse_args()

@@ -32,7 +32,7 @@ from sapis.executors.executor import LocalExecutor
 from sapis.generate.displacements import displaced
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import isolated_atom_energies
-from sapis.labelers.labeler import LabelerConfig
+from sapis.labelers.labeler import Label, LabelerConfig
 from sapis.labelers.labelling import label_at
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active import active
@@ -137,7 +137,7 @@ def _force_error(potential: Trained, truth: Any, system: System, level: str) -> 
     """The largest of an atom, eV/Å; infinite where the truth fails."""
     (found,) = potential.predict([replace(system, level=level)])
     label = truth.label(system)
-    if not hasattr(label, "forces"):
+    if not isinstance(label, Label):
         return float("inf")
     return float(np.linalg.norm(found.forces - label.forces, axis=1).max())
 

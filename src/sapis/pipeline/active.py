@@ -10,9 +10,11 @@ from sapis.labelers.build import build_labeler
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.choice import ASKED, RANDOM, n_held_of
 from sapis.pipeline.recipe import Recipe
-from sapis.pipeline.rounds import BREADTH, ActiveOutcome, rounds
+from sapis.pipeline.rounds import ActiveOutcome, rounds
 from sapis.pipeline.run import run
 from sapis.pipeline.workspace import RECORDS
+
+BREADTH = "breadth"  # folder of the run on cheap labels
 
 
 def active(recipe: ActiveRecipe) -> ActiveOutcome:

@@ -50,7 +50,7 @@ from sapis.uncertainty.make import uncertain
 from sapis.uncertainty.stopping import enough
 from sapis.uncertainty.uncertain import Uncertain
 
-STORE, MODEL, REPORT, BREADTH = "labels.store", "model.sapis", "report.html", "breadth"
+STORE, MODEL, REPORT = "labels.store", "model.sapis", "report.html"
 N_SHOWN = 3  # structures of each round in the report
 
 
@@ -249,7 +249,7 @@ class _Run:
         inputs = self._settings("labeler", "to_level") | chosen.result["files"]
         self.labels.append(self._step(number, "labels", inputs, "labelled.extxyz", run))
 
-    def _model(self, number: int) -> Record:
+    def _model(self, number: int) -> None:
         recipe = self.recipe
         inputs = self._settings("model", "training", "uncertainty", "seed", "to_level") | {
             "labels": [record.result["files"] for record in self.labels],
@@ -291,9 +291,7 @@ class _Run:
                     "held": _figures(evaluate(found, held)),
                     "cost": {key: sum(each[key] for each in spent) for key in ("cpu_seconds", "flops")}}
 
-        record = self._step(number, "model", inputs, MODEL, run)
-        self.models.append(record)
-        return record
+        self.models.append(self._step(number, "model", inputs, MODEL, run))
 
     def _begin(self, train: Sequence[System], seed: int, member: int) -> TransformerPotential:
         """What member ``member`` of an ensemble, or the only model, goes on from, with reference energies of all labels."""
