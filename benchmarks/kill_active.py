@@ -28,11 +28,10 @@ from ase.calculators.calculator import all_changes
 from ase.calculators.emt import EMT
 from ase.cluster import Icosahedron
 
-from benchmarks.kill_resume import is_killed
+from benchmarks.kills import course, is_killed
 from benchmarks.run import HERE
 from sapis.core.files import hash_file, hash_json, read_json
 from sapis.core.records import Record, Stopwatch, provenance, write_record
-from sapis.core.seeds import generator
 from sapis.data.store import Store
 
 CALLS = "SAPIS_CALLS"  # names the file in which the labeler notes what it has computed
@@ -100,37 +99,32 @@ def finish(folder: Path) -> tuple[dict[str, Any], float]:
             "n_computed_again": sum(n - 1 for n in calls.values())}, seconds
 
 
+def kill(folder: Path, life: float) -> float | None:
+    """Start the run and kill it after ``life`` seconds, which it tells; None if it was over before."""
+    return round(life, 2) if is_killed(command(folder), life) else None
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("kills", nargs="?", type=int, default=20)
     options = parser.parse_args()
     made_by, watch = provenance(), Stopwatch()
-    kills: list[float] = []
-    ends: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sapis-kill-active-") as place:
-        whole, seconds = finish(begin(Path(place) / "undisturbed"))
-        startup = finish(Path(place) / "undisturbed")[1]  # all is done: what is left is the start of the program
-        rng, folder = generator(0, "kills"), begin(Path(place) / "killed-0")
-        while len(kills) < options.kills:
-            life = startup / 2 + float(rng.uniform(0, max(1.0, (seconds - startup) / 3)))
-            if is_killed(command(folder), life):
-                kills.append(round(life, 2))
-            else:  # over: what comes is another run
-                ends.append(finish(folder)[0])
-                folder = begin(Path(place) / f"killed-{len(ends)}")
-        ends.append(finish(folder)[0])
+        found = course(Path(place), begin, finish, kill, options.kills, 0, "kills")
+    whole, ends = found.whole, found.ends
     # What a store holds is never computed again: only labels under way when their process was killed are, one of each worker.
     is_same = all(end[key] == whole[key] for end in ends for key in ("model", "n_labels", "n_failures", "kinds", "n_told"))
     n_again = sum(end["n_computed_again"] for end in ends)
     is_told = whole["n_told"] == whole["n_failures"] > 0
-    print(f"{len(kills)} kills of {len(ends)} runs: {'the same' if is_same else 'ANOTHER END'}; {whole['n_labels']} labels, "
-          f"{whole['n_failures']} failures {whole['kinds']}, all told: {is_told}; computed again after a kill: {n_again}")
-    result = {"cases": {"undisturbed": whole, "killed": ends}, "kills": kills, "is_same": is_same, "are_failures_told": is_told,
-              "n_computed_again": n_again, "seconds": seconds, "seed": 0, "threads": 1}
+    print(f"{len(found.kills)} kills of {len(ends) - 1} runs: {'the same' if is_same else 'ANOTHER END'}; "
+          f"{whole['n_labels']} labels, {whole['n_failures']} failures {whole['kinds']}, all told: {is_told}; "
+          f"computed again after a kill: {n_again}")
+    result = {"cases": {"undisturbed": whole, "killed": ends[1:]}, "kills": found.kills, "is_same": is_same,
+              "are_failures_told": is_told, "n_computed_again": n_again, "seconds": found.seconds, "seed": 0, "threads": 1}
     inputs = hash_json({**SETTINGS, "kills": options.kills})
     write_record(HERE / "records" / "kill-active.json", Record("kill-active", inputs, result, watch.cost(), made_by))
-    sys.exit(0 if is_same and is_told and n_again <= SETTINGS["workers"] * len(kills) else 1)
+    sys.exit(0 if is_same and is_told and n_again <= SETTINGS["workers"] * len(found.kills) else 1)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import yaml
 
-from benchmarks.kill_resume import is_killed
+from benchmarks.kills import course, is_killed
 from benchmarks.run import DATA, HERE
 from sapis.core.files import hash_json, read_json
 from sapis.core.records import Record, Stopwatch, provenance, write_record
-from sapis.core.seeds import generator
 from sapis.pipeline.auto import EVENTS, RECORD
 
 SETTINGS: dict[str, Any] = {
@@ -69,26 +68,14 @@ def main() -> None:
     parser.add_argument("kills", nargs="?", type=int, default=10)
     options = parser.parse_args()
     made_by, watch = provenance(), Stopwatch()
-    kills: list[int] = []
-    courses: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sapis-kill-auto-") as place:
-        whole, seconds = finish(begin(Path(place) / "undisturbed"))
-        startup = finish(Path(place) / "undisturbed")[1]  # all is done: what is left is the start of the program
-        rng, folder = generator(0, "kills"), begin(Path(place) / "killed-0")
-        while len(kills) < options.kills:
-            number = kill(folder, startup + float(rng.uniform(0, max(1.0, (seconds - startup) / 4))))
-            if number is None:  # over: what comes is another run
-                courses.append(finish(folder)[0])
-                folder = begin(Path(place) / f"killed-{len(courses)}")
-            else:
-                kills.append(number)
-        courses.append(finish(folder)[0])
-    is_same = all(course == whole for course in courses)
-    grown = [decision["action"] for decision in whole["decisions"] if decision["action"] != "train"]
-    print(f"{len(kills)} kills, after {kills} decisions, of {len(courses)} runs, in which {grown} changed something: "
-          f"{'the same' if is_same else 'ANOTHER COURSE'}")
-    result = {"cases": {"undisturbed": whole, "killed": courses[-1]}, "kills": kills, "n_runs": len(courses), "is_same": is_same,
-              "seconds": seconds, "seed": 0, "threads": 1}
+        found = course(Path(place), begin, finish, kill, options.kills, 0, "kills")
+    is_same = all(end == found.whole for end in found.ends)
+    grown = [decision["action"] for decision in found.whole["decisions"] if decision["action"] != "train"]
+    print(f"{len(found.kills)} kills, after {found.kills} decisions, of {len(found.ends) - 1} runs, in which {grown} changed "
+          f"something: {'the same' if is_same else 'ANOTHER COURSE'}")
+    result = {"cases": {"undisturbed": found.whole, "killed": found.ends[-1]}, "kills": found.kills,
+              "n_runs": len(found.ends) - 1, "is_same": is_same, "seconds": found.seconds, "seed": 0, "threads": 1}
     inputs = hash_json({**SETTINGS, "kills": options.kills})
     write_record(HERE / "records" / "kill-auto.json", Record("kill-auto", inputs, result, watch.cost(), made_by))
     sys.exit(0 if is_same else 1)

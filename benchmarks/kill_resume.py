@@ -1,32 +1,29 @@
 """Does a run that is killed again and again end at the same model? ``python -m benchmarks.kill_resume RECIPE…``.
 
-Each recipe runs once undisturbed, then elsewhere with SIGKILL at random moments, the same command each time; should it be done
-before its last kill, once more in a new folder. The hashes of all models go to ``benchmarks/records/kill-resume.json``.
-Exit code 1 if they differ.
+Each recipe runs undisturbed (twice: the first fills the caches of compilers), then elsewhere with SIGKILL at random moments, the
+same command each time; should it be done before its last kill, once more in a new folder. The hashes of all models go to
+``benchmarks/records/kill-resume.json``. Exit code 1 if they differ.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
+from benchmarks.kills import course, is_killed
 from sapis.core.errors import ConfigError, SapisError
 from sapis.core.files import hash_file, hash_json
 from sapis.core.progress import console
 from sapis.core.records import Record, Stopwatch, provenance, write_record
-from sapis.core.seeds import generator
 from sapis.pipeline.recipe import Recipe, read_recipe
 
 RECORD = Path(__file__).parent / "records" / "kill-resume.json"
@@ -44,27 +41,11 @@ def killed_and_resumed(path: Path, n_kills: int, seed: int, folder: Path) -> dic
     if recipe.training.epochs is None:
         raise ConfigError(expected="a recipe whose training ends by epochs", received="one that only CPU seconds end",
                           where=f"{path}: training.epochs", todo="give a number of epochs")
-    undisturbed = _copied(recipe, folder / "undisturbed")
-    whole, seconds = _run(undisturbed)
-    startup = _run(undisturbed)[1]  # all is done: what is left is the start of the program
-    moments = np.sort(generator(seed, "kills", path.name).uniform(0, max(1.0, seconds - startup), n_kills))
-    lives = (startup + np.diff(moments, prepend=0)).tolist()
-    kills: list[dict[str, Any]] = []
-    models: list[dict[str, str]] = []
-    copy = _copied(recipe, folder / "killed-0")
-    while lives:
-        kill = _killed(copy, lives[0])
-        if kill is not None:
-            kills.append(kill)
-            del lives[0]
-        else:  # over before its time: this machine is not always equally fast
-            models.append(_run(copy)[0])
-            copy, lives[0] = _copied(recipe, folder / f"killed-{len(models)}"), lives[0] * 0.8
-    models.append(_run(copy)[0])
-    is_same = all(model == whole for model in models)
-    console.print(f"{path.name}: {len(kills)} kills, {'the same model' if is_same else '[bold red]ANOTHER MODEL[/]'}")
-    return {"recipe": path.name, "undisturbed_seconds": seconds, "startup_seconds": startup, "kills": kills,
-            "undisturbed": whole, "killed": models, "is_same": is_same}
+    found = course(folder, partial(_copied, recipe), _run, _killed, n_kills, seed, "kills", path.name)
+    is_same = all(end == found.whole for end in found.ends)
+    console.print(f"{path.name}: {len(found.kills)} kills, {'the same model' if is_same else '[bold red]ANOTHER MODEL[/]'}")
+    return {"recipe": path.name, "undisturbed_seconds": found.seconds, "startup_seconds": found.startup, "kills": found.kills,
+            "undisturbed": found.whole, "killed": found.ends[1:], "is_same": is_same}
 
 
 def _copied(recipe: Recipe, folder: Path) -> Path:
@@ -86,18 +67,6 @@ def _run(recipe: Path) -> tuple[dict[str, str], float]:
     found = re.search(r"^hash: +(\w+)$", done.stdout, re.MULTILINE)
     assert found, done.stdout
     return {"model_hash": found[1], "file_hash": hash_file(recipe.parent / "out" / "model.sapis")}, time.monotonic() - start
-
-
-def is_killed(command: Sequence[str], life: float, log: Any = subprocess.DEVNULL) -> bool:
-    """Start ``command`` and kill it, with all that it has started, after ``life`` seconds; false if it was over before."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
-    try:
-        process.wait(timeout=life)
-        return False
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
 
 
 def _killed(recipe: Path, life: float) -> dict[str, Any] | None:
