@@ -55,7 +55,7 @@ def labelled(recipe: ActiveRecipe, systems: list[System], folder: Path) -> tuple
     if len(found) < 0.9 * len(systems):
         raise DataError(expected="labels of nine tenths of the frames", received=f"{len(found)} of {len(systems)}",
                         where=str(folder), todo="look at the journal of the store")
-    return found, done.cpu_seconds
+    return found, done.total_cpu_seconds
 
 
 def at_random(recipe: ActiveRecipe, n_labels: int, cpu_seconds: float, folder: Path) -> tuple[Any, dict[str, float]]:

@@ -114,9 +114,11 @@ def test_labels_land_once_and_in_order(tmp_path: Path) -> None:
         assert store[5].energy == pytest.approx(reference, abs=1e-4) and store[5].forces is not None
         again = label_into(store, [*systems, pair(4.0)], LJ, LocalExecutor(2))
         assert (again.n_known, again.n_labelled, len(store)) == (50, 1, 51)
+        assert again.total_cpu_seconds == pytest.approx(found.cpu_seconds + again.cpu_seconds)
         another = LJ.model_copy(update={"arguments": {"sigma": 2.0}, "level": "LJ 2"})
         other = label_into(store, systems[:5], another, LocalExecutor(1))
         assert other.n_labelled == 5 and len(store) == 56, "another method has labels of its own"
+        assert other.total_cpu_seconds == pytest.approx(other.cpu_seconds), "and a cost"
 
 
 def test_failures_are_kept_with_reasons_and_tried_again_when_asked(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from sapis.executors.outcome import Failure
 FILE = "labels.mdb"
 MAP_SIZE = 2**34  # address space, not disk
 _KNOWN, _WRITER = b"n", b"w"  # frames that are noted; method and level of who appends
-_NUMBER = struct.Struct(">Q")
+_COST = b"c"  # CPU seconds by method, whose hash follows
+_NUMBER, _SECONDS = struct.Struct(">Q"), struct.Struct(">d")
 
 
 class Journal:
@@ -40,6 +41,7 @@ class Journal:
     def __init__(self, store: Store, method: dict[str, Any], level: str) -> None:
         self.store, self.level = store, level
         self._method = hash_json(method)
+        self._cost_key = _COST + self._method.encode()
         self._file = lmdb.open(str(Path(store.path) / FILE), subdir=False, map_size=MAP_SIZE, max_readers=64)
         self._catch_up()
 
@@ -52,13 +54,25 @@ class Journal:
         with self._file.begin() as transaction:
             return [_outcome(transaction.get(key)) for key in keys]
 
-    def note(self, labelled: Iterable[tuple[bytes, int]], failures: Iterable[tuple[bytes, System, Failure]] = ()) -> None:
-        """Note which frames of the store have the labels of which keys, and what has failed."""
+    def note(self, labelled: Iterable[tuple[bytes, int]], failures: Iterable[tuple[bytes, System, Failure]] = (), *,
+             cpu_seconds: float = 0.0) -> None:
+        """Note which frames of the store have the labels of which keys, what has failed, and what all of them cost."""
         entries = [(key, _NUMBER.pack(number)) for key, number in labelled]
         entries += [(key, json.dumps({"where": system.where, **asdict(failure)}).encode()) for key, system, failure in failures]
         with self._file.begin(write=True) as transaction:
             transaction.cursor().putmulti(sorted(entries))
             transaction.put(_KNOWN, _NUMBER.pack(len(self.store)))
+            transaction.put(self._cost_key, _SECONDS.pack(self._cost(transaction) + cpu_seconds))
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all labels and failures by the method that were noted so far."""
+        with self._file.begin() as transaction:
+            return self._cost(transaction)
+
+    def _cost(self, transaction: lmdb.Transaction) -> float:
+        value = transaction.get(self._cost_key)
+        return float(_SECONDS.unpack(value)[0]) if value else 0.0
 
     def failures(self) -> Iterator[dict[str, Any]]:
         """Where, kind and reason of what this and other methods could not label."""

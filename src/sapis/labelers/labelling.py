@@ -41,6 +41,7 @@ class Labelling:
         failures: new failures by kind.
         elements: atomic numbers in the new labels.
         cpu_seconds: of the labels and failures themselves, in the processes that made them.
+        total_cpu_seconds: those and of all earlier labellings into the store by the same method.
         level: level of theory of the labels.
         method: see `sapis.labelers.labeler.Labeler`.
     """
@@ -53,6 +54,7 @@ class Labelling:
     failures: Counter[str] = field(default_factory=Counter)
     elements: set[int] = field(default_factory=set)
     cpu_seconds: float = 0.0
+    total_cpu_seconds: float = 0.0
 
 
 def label_into(
@@ -109,6 +111,7 @@ def label_into(
             writing.flush()
             raise
         writing.flush()
+        found.total_cpu_seconds = journal.cpu_seconds
         show(is_last=True)
     return found
 
@@ -202,10 +205,11 @@ class _Writing:
 
     def flush(self, stop: int | None = None) -> None:
         """Write what has an outcome, of those before number ``stop``."""
-        labelled, failed = list[tuple[bytes, System]](), list[tuple[bytes, System, Failure]]()
+        labelled, failed, cost = list[tuple[bytes, System]](), list[tuple[bytes, System, Failure]](), 0.0
         for number in sorted(number for number in self._outcomes if stop is None or number < stop):
             (system, key), outcome = self._waiting.pop(number), self._outcomes.pop(number)
             self._keys.discard(key)
+            cost += outcome.cpu_seconds
             if isinstance(outcome, Failure):
                 failed.append((key, system, outcome))
             else:
@@ -214,7 +218,8 @@ class _Writing:
         self._written, self._unwritten_s = time.monotonic(), 0.0
         if labelled or failed:
             numbers = self.store.append([system for _, system in labelled])
-            self.journal.note(((key, int(number)) for (key, _), number in zip(labelled, numbers, strict=True)), failed)
+            self.journal.note(((key, int(number)) for (key, _), number in zip(labelled, numbers, strict=True)), failed,
+                              cpu_seconds=cost)
         self.found.n_labelled += len(labelled)
         self.found.failures.update(failure.kind for *_, failure in failed)
 

@@ -244,7 +244,7 @@ class _Run:
                                 where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
             write_systems(self._path(number, "labelled.extxyz"), [replace(system, level=recipe.to_level) for system in labelled])
             return {"n_labelled": len(labelled), "failures": failures, **self._method(number, systems),
-                    "cost": {"cpu_seconds": done.cpu_seconds}}
+                    "cost": {"cpu_seconds": done.total_cpu_seconds - sum(record.cost["cpu_seconds"] for record in self.labels)}}
 
         inputs = self._settings("labeler", "to_level") | chosen.result["files"]
         self.labels.append(self._step(number, "labels", inputs, "labelled.extxyz", run))

@@ -77,7 +77,7 @@ def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
 def labels(recipe: Recipe, source: Path, store: Path, target: Path) -> dict[str, Any]:
     """Energies and forces of the candidates, kept in ``store``; failures are recorded, not labels."""
     systems = read_systems(source)
-    _, outcomes = label_at(store, systems, recipe.labeler, LocalExecutor(recipe.workers))
+    done, outcomes = label_at(store, systems, recipe.labeler, LocalExecutor(recipe.workers))
     labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
     failures = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
     if len(labelled) < MIN_FRAMES:
@@ -94,6 +94,7 @@ def labels(recipe: Recipe, source: Path, store: Path, target: Path) -> dict[str,
         "n_requested": len(systems), "n_labelled": len(labelled), "method": labeler.method,
         "failures": [{"index": index, "kind": failure.kind, "reason": failure.reason} for index, failure in failures],
         "isolated_atoms": by_symbol(isolated), "isolated": {str(z): energy for z, energy in isolated.items()},
+        "cost": {"cpu_seconds": done.total_cpu_seconds},
     }
 
 
