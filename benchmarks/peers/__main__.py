@@ -1,7 +1,7 @@
 """Train and measure potentials side by side: ``python -m benchmarks.peers --data 3bpa --cpu-seconds 900``.
 
 Runs what is missing (one process at a time; the same command goes on after a stop), prints the table, and writes the record and
-the figure. Work is under ``runs/peers``.
+the figure. Work is under ``runs/peers``; rows that cannot or shall not run here stay as the record has them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rich.console import Console
 
 from benchmarks.peers.datasets import CUTOFF, DATA, FILES, make_dataset, to_frame, unlabelled
 from benchmarks.peers.figure import draw
-from benchmarks.peers.jobs import ROOT, Entry, chosen, done, read_entries
+from benchmarks.peers.jobs import ROOT, Entry, chosen, done, identity_of, read_entries
 from benchmarks.peers.protocol import Problem, write_problem
 from benchmarks.peers.table import inference_table, training_table
 from sapis.core.errors import SapisError
 from sapis.core.files import hash_json
-from sapis.core.records import Record, provenance, write_record
+from sapis.core.records import Record, provenance, read_record, write_record
 from sapis.data.formats import read_systems
 from sapis.data.system import System
 
@@ -41,14 +41,18 @@ def train(entries: list[Entry], only: set[str], data: str, cpu_seconds: float, s
     dataset = make_dataset(data, WORK / data)
     inputs = {"data": dataset.hashes, "cpu_seconds": cpu_seconds}
     job = {"problem": dataset.problem, "files": dataset.files, "cpu_seconds": cpu_seconds}
-    rows = []
+    rows, before = [], _rows_before(name)
     for seed in seeds:
         for entry in (entry for entry in entries if not entry.is_inference_only):
-            record = done(f"{name}: {entry.name}, seed {seed}", entry, "ours" if entry.is_ours else "train", job | {"seed": seed},
-                          WORK / name / f"{entry.name}-seed{seed}", inputs | {"seed": seed}, may_run=entry.name in only)
+            module, own = "ours" if entry.is_ours else "train", inputs | {"seed": seed}
+            record = done(f"{name}: {entry.name}, seed {seed}", entry, module, job | {"seed": seed},
+                          WORK / name / f"{entry.name}-seed{seed}", own, may_run=entry.name in only)
+            identity = identity_of(entry, module, own)
             if record is not None:
                 rows.append({"peer": entry.name, "seed": seed, "recipe": entry.recipe, "options": entry.options,
-                             **record.result, "cost": record.cost, "made_by": record.provenance})
+                             **record.result, "cost": record.cost, "made_by": record.provenance, "identity": identity})
+            elif identity in before:
+                rows.append(before[identity])
     _keep(name, rows, inputs | {"seeds": seeds, "threads": 1})
     if rows:
         Console(width=200).print(training_table(rows, f"{data}: {cpu_seconds:g} CPU seconds of training on one core"))
@@ -57,7 +61,7 @@ def train(entries: list[Entry], only: set[str], data: str, cpu_seconds: float, s
 
 def infer(entries: list[Entry], only: set[str]) -> None:
     """Time and memory of every entry of ``only`` on every structure; table and record of all that are done."""
-    rows = []
+    rows, before = [], _rows_before("peers-inference")
     timed = [entry for entry in entries if "-" not in entry.name]  # NAME-RECIPE is the same network
     for case, (source, repeats) in TIMED.items():
         frames = read_systems(DATA / source)[:1]
@@ -70,14 +74,24 @@ def infer(entries: list[Entry], only: set[str]) -> None:
         job = {"problem": problem, "structure": DATA / source, "repeats": repeats, "is_checked": repeats == 1}
         for entry in timed:
             own = replace(entry, options={}) if entry.is_ours else entry
-            record = done(f"{case}: {entry.name}", own, "infer_ours" if entry.is_ours else "infer", job,
-                          WORK / "inference" / f"{case}-{entry.name}", {"structure": system.structure_hash()},
+            module, inputs = "infer_ours" if entry.is_ours else "infer", {"structure": system.structure_hash()}
+            record = done(f"{case}: {entry.name}", own, module, job, WORK / "inference" / f"{case}-{entry.name}", inputs,
                           may_run=entry.name in only)
+            identity = identity_of(own, module, inputs)
             if record is not None:
-                rows.append({"peer": entry.name, "case": case, **record.result, "made_by": record.provenance})
+                rows.append({"peer": entry.name, "case": case, **record.result, "made_by": record.provenance,
+                             "identity": identity})
+            elif identity in before:
+                rows.append(before[identity])
     _keep("peers-inference", rows, {"cases": list(TIMED), "threads": 1, "seed": 0})
     if rows:
         Console(width=160).print(inference_table(rows))
+
+
+def _rows_before(name: str) -> dict[str, dict[str, Any]]:
+    """What the record has of earlier calls, in other clones too, by what it depends on."""
+    path = RECORDS / f"{name}.json"
+    return {row["identity"]: row for row in read_record(path).result["rows"] if "identity" in row} if path.exists() else {}
 
 
 def _keep(name: str, rows: list[dict[str, Any]], inputs: dict[str, Any]) -> None:

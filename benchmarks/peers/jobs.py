@@ -79,6 +79,12 @@ def chosen(entries: list[Entry], text: str) -> set[str]:
     return names
 
 
+def identity_of(entry: Entry, module: str, inputs: dict[str, Any]) -> str:
+    """The hash of all that a job's result depends on."""
+    return hash_json({"protocol": PROTOCOL, "module": module, "options": entry.options, "recipe": entry.recipe,
+                      "code": entry.code(), **inputs})
+
+
 def done(name: str, entry: Entry, module: str, job: dict[str, Any], folder: Path, inputs: dict[str, Any], *,
          may_run: bool = True) -> Record | None:
     """The record of a job, run now if it is not there yet; None if its environment is not, or it failed.
@@ -91,8 +97,7 @@ def done(name: str, entry: Entry, module: str, job: dict[str, Any], folder: Path
         inputs: hashed: what the result depends on beside the entry itself.
         may_run: otherwise only what is there already is looked for.
     """
-    identity = hash_json({"protocol": PROTOCOL, "module": module, "options": entry.options, "recipe": entry.recipe,
-                          "code": entry.code(), **inputs})
+    identity = identity_of(entry, module, inputs)
     folder = folder / identity[:12]  # what was begun with other settings stays apart
     path = folder / "record.json"
     kept = valid_record(path, identity)
