@@ -46,9 +46,9 @@ from sapis.scaling.plan import StudyConfig, Trial
 
 COMMON: dict[str, Any] = {"widths": [16, 32, 64], "levels": 4, "spacing": 2.7, "fractions": [1.0, 0.25], "seeds": 2}
 PROBLEMS: dict[str, dict[str, Any]] = {
-    "gfn2": {"cpu_seconds": 1500, "n_validation": 200, "n_test": 1000, "group_by": "smiles",
+    "gfn2": {"cpu_seconds": 2400, "n_validation": 200, "n_test": 1000, "group_by": "smiles",
              "training": {"batch_size": 2, "validations": 2}},
-    "aspirin": {"cpu_seconds": 1000, "n_validation": 200, "n_test": 1000, "training": {"batch_size": 2, "validations": 2}},
+    "aspirin": {"cpu_seconds": 1500, "n_validation": 200, "n_test": 1000, "training": {"batch_size": 2, "validations": 2}},
 }
 ARMS: dict[str, dict[str, Any]] = {
     "l0": {"model": {"l_max": 0, "l_max_product": 0, "l_max_carried": 0}},

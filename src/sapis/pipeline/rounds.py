@@ -96,6 +96,7 @@ class _Run:
         self.models: list[Record] = []
         self.labels: list[Record] = []
         self.rounds: list[dict[str, Record]] = []
+        self.last_fresh: tuple[int, tuple[list[System], dict[str, int]]] | None = None  # of a round
 
     def finish(self) -> ActiveOutcome:
         reason = f"{self.recipe.rounds} rounds"
@@ -151,9 +152,12 @@ class _Run:
         return [system for system in self._so_far("labelled") if system.tags["arm"] == arm]
 
     def _fresh(self, number: int) -> tuple[list[System], dict[str, int]]:
-        """Candidates of a round that are worth a label, and how many are not."""
-        return worth_a_label(self.recipe, read_systems(self._path(number, "candidates.extxyz")), self._so_far("chosen"),
-                             self._so_far("labelled"), self._present(number - 1) if number else None)
+        """Candidates of a round that are worth a label, and how many are not; the model looks at them once."""
+        if self.last_fresh is None or self.last_fresh[0] != number:
+            self.last_fresh = number, worth_a_label(
+                self.recipe, read_systems(self._path(number, "candidates.extxyz")), self._so_far("chosen"),
+                self._so_far("labelled"), self._present(number - 1) if number else None)
+        return self.last_fresh[1]
 
     # Its steps
 
