@@ -19,7 +19,7 @@ from benchmarks.peers.flops import count_flops
 from benchmarks.peers.jobs import ROOT, Entry, chosen, read_entries
 from benchmarks.peers.plain_transformer import Driver
 from benchmarks.peers.protocol import Frame, Problem, Recipe, load_peer, read_problem, write_problem
-from benchmarks.peers.table import inference_table, training_table
+from benchmarks.peers.table import inference_table, passed, training_table
 from benchmarks.peers.train import MARKS, Training, errors, loss, rotated
 
 from conftest import ELEMENTS, cluster, small_potential
@@ -207,9 +207,11 @@ def test_entries_have_recipes_that_exist_and_names_are_checked() -> None:
 def test_tables_and_figure_are_made_from_rows(tmp_path: Path) -> None:
     found = {"energy_rmse_meV": 5.0, "energy_mae_meV_atom": 0.2, "force_rmse_meV_A": 20.0, "force_mae_meV_A": 14.0}
     history = [{"cpu_seconds": t, "flops": 1e9 * t, "validation_force_rmse_meV_A": 100 / t} for t in (1.0, 2.0, 4.0)]
-    rows = [{"peer": peer, "version": "1", "n_parameters": 10, "n_steps": 4, "cpu_seconds": 4.0, "flops": 4e9,
-             "errors": {"validation": found, "test": found}, "history": history} for peer in ("sapis", "mace", "mace")]
-    assert training_table(rows, "title").row_count == 2
+    rows = [{"peer": peer, "seed": seed, "version": "1", "n_parameters": 10, "n_steps": 4, "cpu_seconds": 4.0, "flops": 8e9,
+             "errors": {"validation": found | {"force_rmse_meV_A": error}, "test": found}, "history": history}
+            for peer, seed, error in (("sapis", 0, 25.0), ("mace", 0, 60.0), ("mace", 1, 60.0), ("nequip", 0, 10.0))]
+    assert training_table(rows, "title").row_count == 3
+    assert passed(rows) == {"mace": {"cpu_seconds": 0.5, "flops": 0.25}}, "the other is never reached"
     draw(rows, tmp_path / "figure.png", "title")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     timed = [{"peer": "mace", "case": "molecule", "cpu_ms_per_atom": 1.0, "peak_memory_MB": 500.0}]

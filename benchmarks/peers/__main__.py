@@ -20,7 +20,7 @@ from benchmarks.peers.datasets import CUTOFF, DATA, FILES, make_dataset, to_fram
 from benchmarks.peers.figure import draw
 from benchmarks.peers.jobs import ROOT, Entry, chosen, done, identity_of, read_entries
 from benchmarks.peers.protocol import Problem, write_problem
-from benchmarks.peers.table import inference_table, training_table
+from benchmarks.peers.table import inference_table, passed, training_table
 from sapis.core.errors import SapisError
 from sapis.core.files import hash_json
 from sapis.core.records import Record, provenance, read_record, write_record
@@ -53,7 +53,7 @@ def train(entries: list[Entry], only: set[str], data: str, cpu_seconds: float, s
                              **record.result, "cost": record.cost, "made_by": record.provenance, "identity": identity})
             elif identity in before:
                 rows.append(before[identity])
-    _keep(name, rows, inputs | {"seeds": seeds, "threads": 1})
+    _keep(name, rows, inputs | {"seeds": seeds, "threads": 1}, passed_by_sapis=passed(rows))
     if rows:
         Console(width=200).print(training_table(rows, f"{data}: {cpu_seconds:g} CPU seconds of training on one core"))
         draw(rows, FIGURES / f"{name}.png", f"{data}: {cpu_seconds:g} CPU seconds on one core, one protocol for all")
@@ -94,9 +94,9 @@ def _rows_before(name: str) -> dict[str, dict[str, Any]]:
     return {row["identity"]: row for row in read_record(path).result["rows"] if "identity" in row} if path.exists() else {}
 
 
-def _keep(name: str, rows: list[dict[str, Any]], inputs: dict[str, Any]) -> None:
+def _keep(name: str, rows: list[dict[str, Any]], inputs: dict[str, Any], **found: Any) -> None:
     cost = {key: sum(row.get("cost", {}).get(key, 0.0) for row in rows) for key in ("cpu_seconds", "wall_seconds")}
-    write_record(RECORDS / f"{name}.json", Record(name, hash_json(inputs), {**inputs, "rows": rows}, cost, provenance()))
+    write_record(RECORDS / f"{name}.json", Record(name, hash_json(inputs), {**inputs, "rows": rows, **found}, cost, provenance()))
 
 
 def main() -> None:
