@@ -35,7 +35,7 @@ def passed(rows: list[Row], *, ours: str = "sapis") -> dict[str, dict[str, float
 
 
 def training_table(rows: list[Row], title: str) -> Table:
-    """Errors of each peer on each test, best force error first, mean ± standard deviation over seeds; see `passed` for the rest."""
+    """Errors of each peer on each test, best force error first, mean ± standard deviation over seeds; and see `passed`."""
     tests = [name for name in rows[0]["errors"] if name != "validation"]
     table = Table(title=title)
     for column in ("peer", "version", "parameters", "steps", "ms/step", "TFLOP"):
