@@ -144,4 +144,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks.ablation import main as main_of_module  # workers import what they run, which `__main__` is not
+
+    main_of_module()
