@@ -127,7 +127,8 @@ def one_seed(problem: str, seed: int) -> dict[str, Any]:
         if method == "ensemble":
             model = member(0)
         watch, config = Stopwatch(), UncertaintyConfig(method=method, members=16 if method == "shallow" else MEMBERS)
-        doubtful = uncertain(model, config, parts["train"], parts["held"], another=member, seed=seed)
+        doubtful = uncertain(model, config, parts["train"], parts["held"], seed=seed,
+                             others=lambda: [member(number) for number in range(1, MEMBERS)])
         fitting = watch.cost()["cpu_seconds"] - sum(each["cpu_seconds"] for each in costs[1:])
         found[method] = judged(doubtful, plain, parts) | {
             "training": {key: sum(each[key] for each in costs) for key in costs[0]},

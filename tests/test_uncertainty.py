@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from scipy.stats import t as student
 
 from command import sapis
 from sapis.api import load, save
-from sapis.core.errors import ConfigError, DataError, ModelError, SimulationError
+from sapis.core.errors import ConfigError, DataError, ModelError, SimulationError, TrainingError
 from sapis.core.seeds import derive_seed
 from sapis.data.formats import read_systems
 from sapis.data.formats.xyz import write_systems
@@ -26,6 +27,7 @@ from sapis.model.config import dial
 from sapis.model.dropout import channel_factors, dropped
 from sapis.model.last_layer import LastLayer, last_weights
 from sapis.model.potential import TransformerPotential
+from sapis.pipeline.members import trained_members
 from sapis.potential.biased import BiasedCalculator
 from sapis.potential.calibration import LEVELS, Calibration
 from sapis.potential.posterior import Posterior, UncertainPotential
@@ -409,6 +411,30 @@ def test_a_training_with_uncertainty(tmp_path: Path, method: str) -> None:
         arguments = ["grow", tmp_path / "out" / "model.sapis", tmp_path / "larger.sapis", "--n-layers", "2"]
         ending = sapis(*(arguments if single == "grow" else ["info", "--cost", tmp_path / "out" / "model.sapis"]))
         assert (ending.code == 0) == (method == "distance"), ending.text
+
+
+def test_members_side_by_side_are_those_that_one_process_trains(members: list[TransformerPotential], tmp_path: Path) -> None:
+    systems = labelled_by(members[0])
+    settings = TrainingConfig(cpu_seconds=1e9, precision="float64", seed=3, warmup_steps=5, validations=2)
+    once = Training(copy.deepcopy(members[0]), systems[:50], systems[50:],
+                    settings.model_copy(update={"epochs": 1}), tmp_path / "once")
+    budget = 2 * once.run(is_quiet=True).flops
+
+    def begin(seed: int, number: int) -> TransformerPotential:
+        return copy.deepcopy(members[number])
+
+    found, cost = trained_members(3, begin, systems[:50], systems[50:], settings, tmp_path, flops=budget, workers=2)
+    assert len(found) == 2 and cost["flops"] == pytest.approx(2 * budget, rel=0.1)
+    for number, member in enumerate(found, 1):
+        seed = derive_seed(3, "member", number)
+        own = settings.model_copy(update={"cpu_seconds": None, "flops": budget, "seed": seed})
+        alone = Training(begin(seed, number), systems[:50], systems[50:], own, tmp_path / f"alone-{number}")
+        alone.run(is_quiet=True)
+        for name, weights in alone.potential.state_dict().items():
+            assert torch.equal(weights, member.state_dict()[name]), name
+    with pytest.raises(TrainingError, match="member-1"):
+        trained_members(2, lambda seed, number: torch.nn.Linear(1, 1), systems[:50], systems[50:], settings, tmp_path / "no",
+                        flops=budget, workers=1)
 
 
 def test_dynamics_stop_where_a_force_is_too_uncertain(members: list[TransformerPotential], tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from sapis.labelers.labelling import label_at
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.choice import ASKED, RANDOM, choose, explored, worth_a_label
+from sapis.pipeline.members import trained_members
 from sapis.pipeline.workspace import Workspace
 from sapis.potential.bundle import hash_tensors
 from sapis.potential.calibration import MIN_ERRORS
@@ -270,18 +271,18 @@ class _Run:
 
             if number and recipe.later_learning_rate is not None:
                 settings = settings.model_copy(update={"learning_rate": recipe.later_learning_rate})
-            spent: list[dict[str, float]] = []
+            first = Training(self._begin(train, settings.seed, 0), train, held, settings, folder / "member-0")
+            progress = first.run()
+            spent = [{"cpu_seconds": progress.cpu_seconds, "flops": progress.flops}]
 
-            def member(k: int) -> TransformerPotential:
-                seed = derive_seed(settings.seed, "member", k) if k else settings.seed
-                run = Training(self._begin(train, seed, k), train, held, settings.model_copy(update={"seed": seed}),
-                               folder / f"member-{k}")
-                progress = run.run()
-                spent.append({"cpu_seconds": progress.cpu_seconds, "flops": progress.flops})
-                return run.potential
+            def others() -> list[TransformerPotential]:
+                members, cost = trained_members(
+                    recipe.uncertainty.n_members, lambda seed, k: self._begin(train, seed, k), train, held, settings, folder,
+                    flops=progress.flops, workers=recipe.workers)
+                spent.append(cost)
+                return members
 
-            potential = member(0)
-            found = uncertain(potential, recipe.uncertainty, train, held, another=member, seed=settings.seed)
+            found = uncertain(first.potential, recipe.uncertainty, train, held, others=others, seed=settings.seed)
             doubt = recipe.uncertainty.model_dump(mode="json")
             doubt["calibrations"] = {name: each.to_json() for name, each in found.calibrations.items()}
             weights_hash = hash_tensors(dict(found.state_dict()), hash_json(found.settings()))

@@ -120,7 +120,8 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
         source, model = model, work.path("training/uncertain.sapis")
         known = work.step("uncertainty", uses_model | settings("uncertainty", "seed"), ["training/uncertain.sapis"],
                           lambda: steps.uncertainty(source, model, parts, recipe.uncertainty, training, work.path("training"),
-                                                    lambda seed: begin(seed)[0]))
+                                                    lambda seed: begin(seed)[0], flops=trained.cost["flops"],
+                                                    workers=recipe.workers))
         uses_model = {"version": __version__} | known.result["files"]
     test = work.step("test", uses_model | split.result["files"], [], lambda: steps.test(model, parts))
     start = parts["train"][0].without_labels()

@@ -31,6 +31,7 @@ from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.auto import grow_on
 from sapis.pipeline.auto_config import AutoConfig, GrowthConfig
 from sapis.pipeline.choice import ASKED, RANDOM
+from sapis.pipeline.members import trained_members
 from sapis.pipeline.pool import Pool
 from sapis.pipeline.recipe import DynamicsConfig, Recipe
 from sapis.pipeline.rounds import rounds
@@ -180,26 +181,26 @@ def _trained(parts: Mapping[str, Sequence[System]], run: Training, references: M
 
 
 def uncertainty(source: Path, target: Path, parts: Mapping[str, Sequence[System]], config: UncertaintyConfig,
-                training: TrainingConfig, folder: Path, begin: Callable[[int], TransformerPotential]) -> dict[str, Any]:
+                training: TrainingConfig, folder: Path, begin: Callable[[int], TransformerPotential], *, flops: float,
+                workers: int | None = None) -> dict[str, Any]:
     """The trained model with an uncertainty that is calibrated on the validation frames.
 
     Args:
         training: of the model, and of the members of an ensemble, each with a seed of its own, in ``folder``.
         begin: an untrained potential from a seed.
+        flops: what the training of the model took, see `trained_members`.
+        workers: processes for the members.
     """
     model, watch = load(source), Stopwatch()
     spent = {"cpu_seconds": 0.0, "flops": 0.0}
 
-    def another(number: int) -> TransformerPotential:
-        seed = derive_seed(training.seed, "member", number)
-        run = Training(begin(seed), parts["train"], parts["validation"], training.model_copy(update={"seed": seed}),
-                       folder / f"member-{number}")
-        progress = run.run()
-        spent["cpu_seconds"] += progress.cpu_seconds
-        spent["flops"] += progress.flops
-        return run.potential
+    def others() -> list[TransformerPotential]:
+        members, cost = trained_members(config.n_members, lambda seed, number: begin(seed), parts["train"], parts["validation"],
+                                        training, folder, flops=flops, workers=workers)
+        spent.update(cost)
+        return members
 
-    found = uncertain(model.single, config, parts["train"], parts["validation"], another=another, seed=training.seed)
+    found = uncertain(model.single, config, parts["train"], parts["validation"], others=others, seed=training.seed)
     calibrations = {name: each.to_json() for name, each in found.calibrations.items()}
     save(target, found, {**model.card, "uncertainty": {**config.model_dump(mode="json"), "calibrations": calibrations}})
     return {"method": config.method, "calibrations": calibrations,

@@ -148,7 +148,7 @@ def train_files(
             known = work.step(
                 "uncertainty", uses_model | {"uncertainty": request.uncertainty.model_dump()}, ["training/uncertain.sapis"],
                 lambda: steps.uncertainty(source, model, parts, request.uncertainty, settings, work.path("training"),
-                                          lambda seed: begin(seed)[0]))
+                                          lambda seed: begin(seed)[0], flops=trained.cost["flops"]))
             uses_model = {"version": __version__} | known.result["files"]
         test = work.step("test", uses_model | hashes, [], lambda: {"sets": steps.errors(model, {"validation": held} | test_sets)})
         checked = work.step("checks", uses_model, [], lambda: steps.checks(model, _smallest(train)))

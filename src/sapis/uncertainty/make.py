@@ -16,14 +16,14 @@ from sapis.uncertainty.uncertain import Uncertain
 
 
 def uncertain(model: TransformerPotential, config: UncertaintyConfig, train: Sequence[System], held: Sequence[System], *,
-              another: Callable[[int], TransformerPotential], seed: int = 0) -> Uncertain:
+              others: Callable[[], Sequence[TransformerPotential]], seed: int = 0) -> Uncertain:
     """``model`` with the uncertainty that ``config`` asks for (not ``none``), calibrated on ``held``.
 
     Args:
         model: trained; for dropout with that.
         train: what it was trained on.
         held: labelled frames that its weights were not fitted to.
-        another: trains member ``number`` of an ensemble, from 1 on.
+        others: trains the other members of an ensemble.
         seed: of what is random.
 
     Raises:
@@ -31,7 +31,7 @@ def uncertain(model: TransformerPotential, config: UncertaintyConfig, train: Seq
     """
     found: Uncertain
     if config.method == "ensemble":
-        found = Ensemble([model, *(another(number) for number in range(1, config.n_members))])
+        found = Ensemble([model, *others()])
     elif config.method == "dropout":
         found = Ensemble.by_dropout(model, config.dropout, config.n_members, seed)
     elif config.method == "shallow":
