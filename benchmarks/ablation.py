@@ -144,6 +144,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks.ablation import main as main_of_module  # workers import what they run, which `__main__` is not
+    from benchmarks import ablation  # workers import what they run, which `__main__` is not
 
-    main_of_module()
+    ablation.main()

@@ -70,15 +70,14 @@ def main() -> None:
     made_by, watch = provenance(), Stopwatch()
     with tempfile.TemporaryDirectory(prefix="sapis-kill-auto-") as place:
         found = course(Path(place), begin, finish, kill, options.kills, 0, "kills")
-    is_same = all(end == found.whole for end in found.ends)
     grown = [decision["action"] for decision in found.whole["decisions"] if decision["action"] != "train"]
     print(f"{len(found.kills)} kills, after {found.kills} decisions, of {len(found.ends) - 1} runs, in which {grown} changed "
-          f"something: {'the same' if is_same else 'ANOTHER COURSE'}")
+          f"something: {'the same' if found.is_same else 'ANOTHER COURSE'}")
     result = {"cases": {"undisturbed": found.whole, "killed": found.ends[-1]}, "kills": found.kills,
-              "n_runs": len(found.ends) - 1, "is_same": is_same, "seconds": found.seconds, "seed": 0, "threads": 1}
+              "n_runs": len(found.ends) - 1, "is_same": found.is_same, "seconds": found.seconds, "seed": 0, "threads": 1}
     inputs = hash_json({**SETTINGS, "kills": options.kills})
     write_record(HERE / "records" / "kill-auto.json", Record("kill-auto", inputs, result, watch.cost(), made_by))
-    sys.exit(0 if is_same else 1)
+    sys.exit(0 if found.is_same else 1)
 
 
 if __name__ == "__main__":

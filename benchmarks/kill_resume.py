@@ -42,10 +42,9 @@ def killed_and_resumed(path: Path, n_kills: int, seed: int, folder: Path) -> dic
         raise ConfigError(expected="a recipe whose training ends by epochs", received="one that only CPU seconds end",
                           where=f"{path}: training.epochs", todo="give a number of epochs")
     found = course(folder, partial(_copied, recipe), _run, _killed, n_kills, seed, "kills", path.name)
-    is_same = all(end == found.whole for end in found.ends)
-    console.print(f"{path.name}: {len(found.kills)} kills, {'the same model' if is_same else '[bold red]ANOTHER MODEL[/]'}")
+    console.print(f"{path.name}: {len(found.kills)} kills, {'the same model' if found.is_same else '[bold red]ANOTHER MODEL[/]'}")
     return {"recipe": path.name, "undisturbed_seconds": found.seconds, "startup_seconds": found.startup, "kills": found.kills,
-            "undisturbed": found.whole, "killed": found.ends[1:], "is_same": is_same}
+            "undisturbed": found.whole, "killed": found.ends[1:], "is_same": found.is_same}
 
 
 def _copied(recipe: Recipe, folder: Path) -> Path:

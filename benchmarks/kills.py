@@ -33,6 +33,11 @@ class Course:
     ends: list[dict[str, Any]]
     kills: list[Any]
 
+    @property
+    def is_same(self) -> bool:
+        """Whether the same came of all runs."""
+        return all(end == self.whole for end in self.ends)
+
 
 def course(place: Path, begin: Callable[[Path], Path], finish: Callable[[Path], tuple[dict[str, Any], float]],
            kill: Callable[[Path, float], Any], n_kills: int, *key: str | int) -> Course:

@@ -47,12 +47,8 @@ def train(entries: list[Entry], only: set[str], data: str, cpu_seconds: float, s
             module, own = "ours" if entry.is_ours else "train", inputs | {"seed": seed}
             record = done(f"{name}: {entry.name}, seed {seed}", entry, module, job | {"seed": seed},
                           WORK / name / f"{entry.name}-seed{seed}", own, may_run=entry.name in only)
-            identity = identity_of(entry, module, own)
-            if record is not None:
-                rows.append({"peer": entry.name, "seed": seed, "recipe": entry.recipe, "options": entry.options,
-                             **record.result, "cost": record.cost, "made_by": record.provenance, "identity": identity})
-            elif identity in before:
-                rows.append(before[identity])
+            known = {"seed": seed, "recipe": entry.recipe, "options": entry.options}
+            rows += _row(entry, known, record, before.get(identity_of(entry, module, own)))
     _keep(name, rows, inputs | {"seeds": seeds, "threads": 1}, passed_by_sapis=passed(rows))
     if rows:
         Console(width=200).print(training_table(rows, f"{data}: {cpu_seconds:g} CPU seconds of training on one core"))
@@ -77,12 +73,7 @@ def infer(entries: list[Entry], only: set[str]) -> None:
             module, inputs = "infer_ours" if entry.is_ours else "infer", {"structure": system.structure_hash()}
             record = done(f"{case}: {entry.name}", own, module, job, WORK / "inference" / f"{case}-{entry.name}", inputs,
                           may_run=entry.name in only)
-            identity = identity_of(own, module, inputs)
-            if record is not None:
-                rows.append({"peer": entry.name, "case": case, **record.result, "made_by": record.provenance,
-                             "identity": identity})
-            elif identity in before:
-                rows.append(before[identity])
+            rows += _row(entry, {"case": case}, record, before.get(identity_of(own, module, inputs)))
     _keep("peers-inference", rows, {"cases": list(TIMED), "threads": 1, "seed": 0})
     if rows:
         Console(width=160).print(inference_table(rows))
@@ -94,8 +85,16 @@ def _rows_before(name: str) -> dict[str, dict[str, Any]]:
     return {row["identity"]: row for row in read_record(path).result["rows"] if "identity" in row} if path.exists() else {}
 
 
+def _row(entry: Entry, known: dict[str, Any], record: Record | None, before: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The row of a job, from its record or as it was before; none if there is neither."""
+    if record is None:
+        return [before] if before else []
+    return [{"peer": entry.name, **known, **record.result, "cost": record.cost, "made_by": record.provenance,
+             "identity": record.input_hash}]
+
+
 def _keep(name: str, rows: list[dict[str, Any]], inputs: dict[str, Any], **found: Any) -> None:
-    cost = {key: sum(row.get("cost", {}).get(key, 0.0) for row in rows) for key in ("cpu_seconds", "wall_seconds")}
+    cost = {key: sum(row["cost"][key] for row in rows) for key in ("cpu_seconds", "wall_seconds")}
     write_record(RECORDS / f"{name}.json", Record(name, hash_json(inputs), {**inputs, "rows": rows, **found}, cost, provenance()))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sapis.core.errors import TrainingError
 from sapis.core.memory import keep_freed_memory
@@ -66,5 +65,5 @@ def _trainer(train: Sequence[System], held: Sequence[System]) -> Callable[[Task]
     return partial(_train, train, held)
 
 
-def _train(train: Sequence[System], held: Sequence[System], task: Task) -> Any:
+def _train(train: Sequence[System], held: Sequence[System], task: Task) -> float:
     return Training(task[0], train, held, task[1], task[2]).run(is_quiet=True).best_score
