@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mace  # noqa: F401  before e3nn, as there
+import numpy as np
 import torch
 from ase import Atoms
 from symmetrix.calculator import Symmetrix
@@ -32,7 +33,9 @@ class Driver(Peer):
             self.calculator = Symmetrix(str(path), dtype="float32")
 
     def prepare(self, frame: Frame) -> Atoms:
-        return Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
+        # Its list of neighbours wants a cell without periods, too.
+        cell = frame.cell if frame.pbc.any() else np.diag(np.ptp(frame.positions, axis=0) + 1.0)
+        return Atoms(frame.numbers, frame.positions, cell=cell, pbc=frame.pbc)
 
     def collate(self, items: Sequence[Atoms]) -> Atoms:
         (atoms,) = items
