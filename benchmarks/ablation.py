@@ -3,7 +3,7 @@
 Arms differ from the default in one thing each. All train for the same CPU seconds, as many at a time as there are processes, on
 450 frames of 3BPA and of acetylacetone, with three seeds; the error is that on 50 validation frames, others for each seed. Test
 sets are not looked at. Writes ``benchmarks/records/ablation.json`` after each training; the same command goes on after a stop,
-and does nothing again that the record has.
+and does nothing again that the record has. CPU seconds of another machine belong in another record (``--name``).
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--name", default="ablation", help="of the record")
     options = parser.parse_args()
-    made_by, watch, path = provenance(), Stopwatch(), HERE / "records" / "ablation.json"
+    made_by, watch, path = provenance(), Stopwatch(), HERE / "records" / f"{options.name}.json"
     settings = {"cpu_seconds": CPU_SECONDS, "n_held": N_HELD, "model": ModelConfig().model_dump(mode="json"),
                 "training": TrainingConfig().model_dump(mode="json")}
     runs: dict[str, dict[str, dict[str, Any]]] = {}
@@ -126,7 +127,7 @@ def main() -> None:
         runs = known.result["runs"]
     tasks: list[Task] = [(name, arm, seed) for seed in options.seeds for arm in options.arms for name in options.sets
                          if str(seed) not in runs.get(name, {}).get(arm, {})]
-    for number, outcome in LocalExecutor(options.workers).outcomes(partial(_worker, WORK / "ablation"), tasks, limits=Limits()):
+    for number, outcome in LocalExecutor(options.workers).outcomes(partial(_worker, WORK / options.name), tasks, limits=Limits()):
         name, arm, seed = tasks[number]
         if isinstance(outcome, Failure):
             print(f"{name}, {arm}, seed {seed}: {outcome.reason}", flush=True)
