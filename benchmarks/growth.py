@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from sapis.api import save
 from sapis.core.config import parse_config
+from sapis.core.files import hash_json
 from sapis.data.formats import read_systems
 from sapis.data.reference import reference_energies_from_isolated
 from sapis.data.splits import random_split
-from sapis.data.system import System
+from sapis.data.system import System, hash_systems
 from sapis.model.config import ModelConfig
 from sapis.model.growth import Growth, larger_config
 from sapis.model.potential import TransformerPotential
+from sapis.potential.bundle import hash_tensors
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import new_potential
 from sapis.training.growth import grow_checkpoint
@@ -37,7 +40,10 @@ def read_parts(spec: dict[str, Any], data: Path) -> tuple[Parts, dict[int, float
 
 
 def compare(spec: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
-    """Validation losses of both trainings for each seed, and their ratio (of geometric means)."""
+    """Validation losses of both trainings for each seed, and their ratio (of geometric means).
+
+    The grown model of the first seed is left as ``model.sapis`` in ``folder``.
+    """
     parts, isolated = read_parts(spec, data)
     small = parse_config(ModelConfig, spec["small"], where="small")
     large = larger_config(small, spec["large"])
@@ -50,7 +56,9 @@ def compare(spec: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
 
         grown = _grown(new(small), large, parts, config, spec["grow_at"], folder / f"{seed}")
         throughout = Training(new(large), *parts, config, folder / f"{seed}" / "throughout").run()
-        found["seeds"][str(seed)] = {"grown": _figures(grown), "throughout": _figures(throughout)}
+        found["seeds"][str(seed)] = {"grown": _figures(grown.progress), "throughout": _figures(throughout)}
+        if seed == spec["seeds"][0]:
+            found["model_hash"] = _keep(grown, spec, parts, folder / "model.sapis")
     rows = found["seeds"].values()
     for figure, name in (("validation_loss", "loss_ratio"), ("validation_force_rmse_meV_A", "force_ratio"),
                          ("cpu_seconds", "cpu_ratio"), ("flops", "flops_ratio")):
@@ -59,14 +67,28 @@ def compare(spec: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
 
 
 def _grown(small: TransformerPotential, config: ModelConfig, parts: Parts, settings: TrainingConfig, grow_at: float, folder: Path,
-           ) -> Progress:
+           ) -> Training:
     # Growth and its target are made from the untrained model, so that they are the same after a stop.
     growth = Growth(small, config, seed=settings.seed)
     second = Training(growth.potential(), *parts, settings, folder / "second")
     first = Training(small, *parts, settings, folder / "first")
     first.run(until=grow_at)
     grow_checkpoint(folder / "first", growth, second)
-    return second.run()
+    second.run()
+    return second
+
+
+def _keep(grown: Training, spec: dict[str, Any], parts: Parts, target: Path) -> str:
+    """The bundle of a model that has grown; the hash of its weights."""
+    potential, names = grown.potential, ("train", "validation")
+    weights_hash = hash_tensors(dict(potential.state_dict()), hash_json(potential.settings()))
+    best = {key: value for key, value in _figures(grown.progress).items() if key not in ("history", "cpu_seconds")}
+    save(target, potential, {
+        "level_of_theory": spec["level_of_theory"], "seed": grown.config.seed,
+        "data": {name: {"n": len(part), "hash": hash_systems(part)} for name, part in zip(names, parts, strict=True)},
+        "training": {"model_hash": weights_hash, "config": grown.config.model_dump(), "model": potential.config.model_dump(),
+                     "grown": {"from": spec["small"], "at": spec["grow_at"]}, **best}})
+    return weights_hash
 
 
 def _figures(progress: Progress) -> dict[str, Any]:
