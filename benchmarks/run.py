@@ -179,7 +179,9 @@ def growth(name: str, spec: dict[str, Any]) -> dict[str, Any]:
 def coordinates(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Sizes of activations and of their changes in models of several widths."""
     watch = Stopwatch()
-    return {"errors": width.coordinates(spec, DATA, WORK / name), "seed": spec["seeds"][0], "threads": 1, "cost": watch.cost()}
+    found = width.coordinates(spec, DATA, WORK / name)
+    shutil.copyfile(WORK / name / "coordinates.png", HERE / "figures" / f"{name}.png")
+    return {"errors": found, "seed": spec["seeds"][0], "threads": 1, "cost": watch.cost()}
 
 
 def rates(name: str, spec: dict[str, Any]) -> dict[str, Any]:

@@ -49,10 +49,13 @@ def _draw(runs: dict[int, Sizes], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 6), sharex=True, layout="constrained")
+    names = list(next(iter(runs.values())))
     for axis, quantity in zip(axes, ("size", "change"), strict=True):
-        for name in next(iter(runs.values())):
-            axis.loglog(list(runs), [run[name][quantity][-1] for run in runs.values()], ".-", label=name)
+        for number, name in enumerate(names):
+            style = ("-", "--", ":")[number // 10]  # the colours are ten
+            axis.loglog(list(runs), [run[name][quantity][-1] for run in runs.values()], style, marker=".", label=name)
         axis.set(xlabel="channels", ylabel=f"root mean square of the {quantity}", xticks=list(runs), xticklabels=list(runs))
+        axis.xaxis.set_minor_locator(pyplot.NullLocator())
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize="xx-small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
