@@ -3,7 +3,7 @@
 Arms differ from the default in one thing each. All train for the same CPU seconds, as many at a time as there are processes, on
 450 frames of 3BPA and of acetylacetone, with three seeds; the error is that on 50 validation frames, others for each seed. Test
 sets are not looked at. Writes ``benchmarks/records/ablation.json`` after each training; the same command goes on after a stop,
-and does nothing again that the record has. CPU seconds of another machine belong in another record (``--name``).
+and does nothing again that the record has. Other budgets, and CPU seconds of another machine, belong in another record (``--name``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sapis.training.config import TrainingConfig
 from sapis.training.fit import new_potential
 from sapis.training.loop import Training
 
-CPU_SECONDS, N_HELD = 60.0, 50
+N_HELD = 50
 SETS = {"3bpa": ("3bpa/train_300K.extxyz.gz", "3bpa/iso_atoms.extxyz.gz"),
         "acac": ("acac/train_300K.extxyz.gz", "acac/isolated_atoms.extxyz.gz")}
 DEFAULT = "default"
@@ -71,15 +71,15 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
 Task = tuple[str, str, int]
 
 
-def _worker(folder: Path) -> Callable[[Task], dict[str, Any]]:
+def _worker(folder: Path, cpu_seconds: float) -> Callable[[Task], dict[str, Any]]:
     """What each process runs."""
     keep_freed_memory()
     with TemporaryDirectory() as scratch:  # compiled loops are loaded by the first training, which none of those compared may be
-        _trained(Path(scratch), (next(iter(SETS)), DEFAULT, 0), cpu_seconds=1.0)
-    return partial(_trained, folder)
+        _trained(Path(scratch), 1.0, (next(iter(SETS)), DEFAULT, 0))
+    return partial(_trained, folder, cpu_seconds)
 
 
-def _trained(folder: Path, task: Task, cpu_seconds: float = CPU_SECONDS) -> dict[str, Any]:
+def _trained(folder: Path, cpu_seconds: float, task: Task) -> dict[str, Any]:
     name, arm, seed = task
     file, isolated = SETS[name]
     systems = read_systems(DATA / file)
@@ -120,17 +120,18 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--cpu-seconds", type=float, default=60.0, help="of each training")
     parser.add_argument("--name", default="ablation", help="of the record")
     options = parser.parse_args()
     made_by, watch, path = provenance(), Stopwatch(), HERE / "records" / f"{options.name}.json"
-    settings = {"cpu_seconds": CPU_SECONDS, "n_held": N_HELD, "model": ModelConfig().model_dump(mode="json"),
+    settings = {"cpu_seconds": options.cpu_seconds, "n_held": N_HELD, "model": ModelConfig().model_dump(mode="json"),
                 "training": TrainingConfig().model_dump(mode="json")}
     runs: dict[str, dict[str, dict[str, Any]]] = {}
     if path.exists() and (known := read_record(path)).input_hash == hash_json(settings):
         runs = known.result["runs"]
     tasks: list[Task] = [(name, arm, seed) for seed in options.seeds for arm in options.arms for name in options.sets
                          if str(seed) not in runs.get(name, {}).get(arm, {})]
-    for number, outcome in LocalExecutor(options.workers).outcomes(partial(_worker, WORK / options.name), tasks, limits=Limits()):
+    for number, outcome in LocalExecutor(options.workers).outcomes(partial(_worker, WORK / options.name, options.cpu_seconds), tasks, limits=Limits()):
         name, arm, seed = tasks[number]
         if isinstance(outcome, Failure):
             print(f"{name}, {arm}, seed {seed}: {outcome.reason}", flush=True)
