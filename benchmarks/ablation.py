@@ -3,7 +3,7 @@
 Arms differ from the default in one thing each. All train for the same CPU seconds, as many at a time as there are processes, on
 450 frames of 3BPA and of acetylacetone, with three seeds; the error is that on 50 validation frames, others for each seed. Test
 sets are not looked at. Writes ``benchmarks/records/ablation.json`` after each training; the same command goes on after a stop,
-and does nothing again that the record has. Other budgets, and CPU seconds of another machine, belong in another record (``--name``).
+and does nothing again that the record has. Other budgets and other machines belong in another record (``--name``).
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def main() -> None:
         runs = known.result["runs"]
     tasks: list[Task] = [(name, arm, seed) for seed in options.seeds for arm in options.arms for name in options.sets
                          if str(seed) not in runs.get(name, {}).get(arm, {})]
-    for number, outcome in LocalExecutor(options.workers).outcomes(partial(_worker, WORK / options.name, options.cpu_seconds), tasks, limits=Limits()):
+    worker = partial(_worker, WORK / options.name, options.cpu_seconds)
+    for number, outcome in LocalExecutor(options.workers).outcomes(worker, tasks, limits=Limits()):
         name, arm, seed = tasks[number]
         if isinstance(outcome, Failure):
             print(f"{name}, {arm}, seed {seed}: {outcome.reason}", flush=True)
