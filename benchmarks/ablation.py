@@ -139,7 +139,7 @@ def main() -> None:
             continue
         runs.setdefault(name, {}).setdefault(arm, {})[str(seed)] = outcome | {"made_by": made_by["commit"]}
         done = [run for arms in runs.values() for seeds in arms.values() for run in seeds.values()]
-        cost = {**watch.cost(), **{key: sum(run[key] for run in done) for key in ("cpu_seconds", "flops")}}
+        cost = watch.cost_with(done)
         result = {"runs": runs, "table": table(runs), "arms": ARMS, "settings": settings, "threads": 1}
         write_record(path, Record(path.stem, hash_json(settings), result, cost, made_by))
         print(f"{name}, {arm}, seed {seed}: {outcome['force_rmse_meV_A']:.2f} meV/Å, {outcome['n_steps']} steps", flush=True)

@@ -171,7 +171,7 @@ def main() -> None:
                 done[str(seed)] = one(pool, strategy, seed) | {"made_by": made_by}
                 ratios = {name: ratio(runs, name) for name in runs if name != RANDOM and runs.get(RANDOM)}
                 costs = [run for seeds in runs.values() for run in seeds.values()]
-                cost = {**watch.cost(), **{key: sum(run[key] for run in costs) for key in ("cpu_seconds", "flops")}}
+                cost = watch.cost_with(costs)
                 write_record(path, Record(path.stem, hash_json(settings), {"runs": runs, "labels_over_random": ratios,
                                                                            "settings": settings, "threads": 1}, cost, made_by))
             errors = done[str(seed)]["force_rmse_meV_A"]

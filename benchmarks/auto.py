@@ -98,7 +98,7 @@ def main() -> None:
                 cases[policy][str(seed)] = one(options.problem, policy, seed, data, isolated) | {"made_by": made_by}
                 runs = [run for each in cases.values() for run in each.values()]
                 growths = [abs(ratio - 1) for run in runs for ratio in run["loss_after_growth"]]
-                cost = {**watch.cost(), **{key: sum(run[key] for run in runs) for key in ("cpu_seconds", "flops")}}
+                cost = watch.cost_with(runs)
                 result = {"cases": cases, "summary": summary({name: each for name, each in cases.items() if each}),
                           "largest_change_by_growth": max(growths, default=None), "problem": problem, "threads": 1}
                 write_record(path, Record(path.stem, hash_json(problem), result, cost, made_by))

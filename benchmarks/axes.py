@@ -81,7 +81,7 @@ def main() -> None:
         print(f"{axis} at {width} channels: {found['force_rmse_meV_A']:.1f} meV/Å, weights x {case['weights_added']:.2f}, "
               f"FLOPs x {case['cost']:.2f}, as good as weights x {case['worth_in_weights']:.2f}", flush=True)
     everything = [run for found in runs.values() for run in found]
-    cost = {**watch.cost(), **{name: sum(run[name] for run in everything) for name in ("cpu_seconds", "flops")}}
+    cost = watch.cost_with(everything)
     inputs = hash_json({"base": BASE, "steps": STEPS, "widths": WIDTHS, "frames": N_FRAMES, "seeds": options.seeds})
     result = {"cases": cases, "exponent": -1 / slope, "data_hash": pool.data_hash, "seeds": options.seeds, "threads": 1}
     write_record(HERE / "records" / "axes.json", Record("axes", inputs, result, cost, made_by))

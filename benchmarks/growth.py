@@ -12,17 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from sapis.api import save
 from sapis.core.config import parse_config
-from sapis.core.files import hash_json
 from sapis.data.formats import read_systems
-from sapis.data.reference import reference_energies_from_isolated
+from sapis.data.reference import ReferenceEnergies, reference_energies_from_isolated
 from sapis.data.splits import random_split
-from sapis.data.system import System, hash_systems
+from sapis.data.system import System
 from sapis.model.config import ModelConfig
 from sapis.model.growth import Growth, larger_config
 from sapis.model.potential import TransformerPotential
-from sapis.potential.bundle import hash_tensors
+from sapis.pipeline.steps import keep_trained
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import new_potential
 from sapis.training.growth import grow_checkpoint
@@ -51,14 +49,17 @@ def compare(spec: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
     for seed in spec["seeds"]:
         config = parse_config(TrainingConfig, {**spec["training"], "seed": seed}, where="training")
 
-        def new(model: ModelConfig, config: TrainingConfig = config) -> TransformerPotential:
-            return new_potential(parts[0], isolated, model, precision=config.precision, seed=config.seed)[0]
+        def new(model: ModelConfig, config: TrainingConfig = config) -> tuple[TransformerPotential, dict[str, ReferenceEnergies]]:
+            return new_potential(parts[0], isolated, model, precision=config.precision, seed=config.seed)
 
-        grown = _grown(new(small), large, parts, config, spec["grow_at"], folder / f"{seed}")
-        throughout = Training(new(large), *parts, config, folder / f"{seed}" / "throughout").run()
+        start, references = new(small)
+        grown = _grown(start, large, parts, config, spec["grow_at"], folder / f"{seed}")
+        throughout = Training(new(large)[0], *parts, config, folder / f"{seed}" / "throughout").run()
         found["seeds"][str(seed)] = {"grown": _figures(grown.progress), "throughout": _figures(throughout)}
         if seed == spec["seeds"][0]:
-            found["model_hash"] = _keep(grown, spec, parts, folder / "model.sapis")
+            kept = keep_trained(dict(zip(("train", "validation"), parts, strict=True)), grown, references, folder / "model.sapis",
+                                {"level_of_theory": spec["level_of_theory"]})
+            found["model_hash"] = kept["model_hash"]
     rows = found["seeds"].values()
     for figure, name in (("validation_loss", "loss_ratio"), ("validation_force_rmse_meV_A", "force_ratio"),
                          ("cpu_seconds", "cpu_ratio"), ("flops", "flops_ratio")):
@@ -76,19 +77,6 @@ def _grown(small: TransformerPotential, config: ModelConfig, parts: Parts, setti
     grow_checkpoint(folder / "first", growth, second)
     second.run()
     return second
-
-
-def _keep(grown: Training, spec: dict[str, Any], parts: Parts, target: Path) -> str:
-    """The bundle of a model that has grown; the hash of its weights."""
-    potential, names = grown.potential, ("train", "validation")
-    weights_hash = hash_tensors(dict(potential.state_dict()), hash_json(potential.settings()))
-    best = {key: value for key, value in _figures(grown.progress).items() if key not in ("history", "cpu_seconds")}
-    save(target, potential, {
-        "level_of_theory": spec["level_of_theory"], "seed": grown.config.seed,
-        "data": {name: {"n": len(part), "hash": hash_systems(part)} for name, part in zip(names, parts, strict=True)},
-        "training": {"model_hash": weights_hash, "config": grown.config.model_dump(), "model": potential.config.model_dump(),
-                     "grown": {"from": spec["small"], "at": spec["grow_at"]}, **best}})
-    return weights_hash
 
 
 def _figures(progress: Progress) -> dict[str, Any]:

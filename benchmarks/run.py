@@ -172,7 +172,7 @@ def growth(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     found = growing.compare(spec, DATA, WORK / name)
     _keep_model(WORK / name / "model.sapis", name)
     trainings = [each for both in found["seeds"].values() for each in both.values()]
-    cost = {**watch.cost(), **{key: sum(each[key] for each in trainings) for key in ("cpu_seconds", "flops")}}
+    cost = watch.cost_with(trainings)
     return {"errors": found, "model_hash": found.pop("model_hash"), "seed": spec["seeds"][0], "threads": 1, "cost": cost}
 
 

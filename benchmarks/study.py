@@ -108,7 +108,7 @@ def keep(record: Path, folder: Path, made_by: dict[str, Any], watch: Stopwatch) 
         "trials": {trial.name: read_json(trial_folder(folder, trial) / RECORD) for trial in study.trials if trial.name in done},
         "laws": {key: value for key, value in read_json(folder / LAWS).items() if key != "trials"}
         if (folder / LAWS).exists() else None, "threads": 1}
-    cost = {**watch.cost(), **{key: sum(each.cost[key] for each in done.values()) for key in ("cpu_seconds", "flops")}}
+    cost = watch.cost_with(each.cost for each in done.values())
     write_record(record, Record(record.stem, _hash(study.config), result, cost, made_by))
     return len(done)
 

@@ -222,8 +222,7 @@ def main() -> None:
         result: dict[str, Any] = {"table": table(seeds), "seeds": seeds, "settings": settings, "threads": 1}
         if (together := of_seeds(problem, [int(each) for each in seeds])) is not None:
             result[OF_SEEDS] = together
-        cost = {**watch.cost(), "cpu_seconds": sum(each["cpu_seconds"] for each in costs),
-                "flops": sum(each["flops"] for each in costs)}
+        cost = watch.cost_with(costs)
         write_record(path, Record(path.stem, hash_json(settings), result, cost, made_by))
     for method, rows in table(seeds).items():
         print(f"{method}: {rows['overhead']:.2f} times an evaluation")

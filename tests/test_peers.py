@@ -117,6 +117,23 @@ def test_wrong_forces_are_refused() -> None:
         check_peer(Wrong(own, **SMALL), own.parts["train"][0], own.cutoff)
 
 
+def test_rounding_of_a_large_energy_is_no_wrong_force_and_hides_none() -> None:
+    class Far(Driver):
+        factor = 1.0
+
+        def predict(self, batch, *, create_graph):  # type: ignore[no-untyped-def]
+            energies, forces = super().predict(batch, create_graph=create_graph)
+            return 100 * energies + 200, 100 * self.factor * forces
+
+    own = problem()
+    torch.manual_seed(0)
+    far = Far(own, **SMALL)
+    check_peer(far, own.parts["train"][0], own.cutoff)
+    far.factor = 1.2
+    with pytest.raises(ValueError, match="not -dE/dr"):
+        check_peer(far, own.parts["train"][0], own.cutoff)
+
+
 def test_plain_transformer_is_smooth_at_its_cutoff_and_blind_beyond() -> None:
     own = problem()
     peer = plain(own)

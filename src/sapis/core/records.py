@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -94,6 +95,11 @@ class Stopwatch:
             "cpu_seconds": round(cpu_seconds() - self._cpu, 3),
             "wall_seconds": round(time.perf_counter() - self._wall, 3),
         }
+
+    def cost_with(self, trainings: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """The same, but CPU seconds and FLOPs are those of ``trainings``, over all calls that made them."""
+        each = list(trainings)
+        return {**self.cost(), **{key: sum(training[key] for training in each) for key in ("cpu_seconds", "flops")}}
 
 
 def cpu_seconds() -> float:

@@ -135,7 +135,7 @@ def train(parts: Mapping[str, Sequence[System]], begun: tuple[TransformerPotenti
     potential, references = begun
     run = Training(potential, parts["train"], parts["validation"], training, folder)
     run.run()
-    return _trained(parts, run, references, target, card)
+    return keep_trained(parts, run, references, target, card)
 
 
 def grow(parts: Mapping[str, Sequence[System]], isolated: Mapping[int, float], growth: GrowthConfig, model: ModelConfig,
@@ -146,13 +146,13 @@ def grow(parts: Mapping[str, Sequence[System]], isolated: Mapping[int, float], g
     data_hash = hash_json([hash_systems(parts[name]) for name in ("train", "validation", "test")])
     split = Split(parts["train"], parts["validation"], parts["test"])
     grown = grow_on(Pool(split, isolated, data_hash=data_hash, seed=training.seed), folder, settings)
-    result = _trained(parts, grown.training, grown.references, target, card)
+    result = keep_trained(parts, grown.training, grown.references, target, card)
     cost = {name: grown.record.cost[name] for name in ("cpu_seconds", "flops")}
     return {**result, "growth": grown.record.result, "flops": cost["flops"], "cost": cost}
 
 
-def _trained(parts: Mapping[str, Sequence[System]], run: Training, references: Mapping[str, ReferenceEnergies], target: Path,
-             card: dict[str, Any]) -> dict[str, Any]:
+def keep_trained(parts: Mapping[str, Sequence[System]], run: Training, references: Mapping[str, ReferenceEnergies], target: Path,
+                 card: dict[str, Any]) -> dict[str, Any]:
     """The result of a training that is finished; its potential as a bundle."""
     potential, progress, training = run.potential, run.progress, run.config
     weights_hash = hash_tensors(dict(potential.state_dict()), hash_json(potential.settings()))
