@@ -23,7 +23,7 @@ PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo check test bench peers docs clean
+.PHONY: setup demo lint check test bench peers docs clean
 .DEFAULT_GOAL := setup
 
 ## setup: the environment in .venv
@@ -44,11 +44,14 @@ $(READY): requirements.txt pyproject.toml
 demo: $(READY)
 	$(BIN)/sapis run recipes/ethanol.yaml
 
-## check: lint, types, import layers, fast tests
-check: $(READY)
+## lint: style, types, import layers
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+## check: the same and the fast tests
+check: lint
 	$(PYTEST) -m "not slow"
 
 ## test: all tests
