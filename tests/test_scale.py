@@ -91,7 +91,8 @@ def test_of_several_forms_the_planted_one_is_chosen_and_the_best_of_each_level_f
     points = study(1, noise=0.01)
     laws = fit_laws(points, points.flops, [Size(8, 10**4, 1.2e6, 1.0), Size(16, 10**6, 1.2e8, 1.0)])
     assert laws.joint[0].form is JOINT and [law.bic for law in laws.joint] == sorted(law.bic for law in laws.joint)
-    assert abs(laws.extrapolation["largest"]["relative_error"]) < 0.05
+    assert laws.extrapolation["the highest level"]["rms_relative_error"] < 0.05
+    assert laws.extrapolation["the highest level"]["form"] == JOINT.name
     mask = best(points, points.flops)
     for level in np.unique(points.flops):
         at_level = points.flops == level

@@ -29,7 +29,7 @@ def plan(
     config: Annotated[Path | None, typer.Option(help="YAML with all settings: widths, levels, fractions, model, …")] = None,
 ) -> None:
     """A grid of trainings over compute, weights and frames that the budget pays for, with what each will cost."""
-    from collections import Counter
+    from collections import defaultdict
 
     from sapis.pipeline.scale import plan_study
     from sapis.scaling.plan import StudyConfig
@@ -39,8 +39,11 @@ def plan(
     for size in study.sizes:
         typer.echo(f"{size.width} channels: {size.n_parameters:,} weights, {size.flops / 1e6:,.0f} MFLOP and "
                    f"{1e3 * size.cpu_seconds:.1f} CPU-ms a frame")
-    for level, n in sorted(Counter(trial.flops for trial in study.trials).items()):
-        typer.echo(f"{level:.2e} FLOPs: {n} trainings")
+    groups = defaultdict[float, list[int]](list)
+    for trial in study.trials:
+        groups[trial.flops].append(trial.width)
+    for level, widths in sorted(groups.items()):
+        typer.echo(f"{level:.2e} FLOPs: {len(widths)} trainings, of {', '.join(map(str, sorted(set(widths))))} channels")
     typer.echo(f"{len(study.trials)} trainings, {sum(trial.flops for trial in study.trials) / 1e12:.2f} TFLOP, "
                f"{sum(trial.cpu_seconds for trial in study.trials):,.0f} CPU-s")
 
@@ -95,11 +98,11 @@ def fit(folder: Folder, floor: FloorMean = None, floor_std: FloorStd = None) -> 
         typer.echo(f"{law.form.name} ({len(law.points)} trainings, noise {100 * law.noise:.1f} %):")
         for name, (value, low, high) in law.intervals.items():
             typer.echo(f"  {name} {value:.3g} ({low:.3g} to {high:.3g})")
-        if law.is_in_conflict:
-            typer.echo(f"  the measured floor and the data disagree by {law.disagreement:.1f} standard deviations")
+        if law.disagreement is not None and law.is_in_conflict:
+            typer.echo(f"  the data ask for errors below the measured floor, by {-law.disagreement:.1f} standard deviations")
     for name, row in found["extrapolation"].items():
-        typer.echo(f"{name}: foretold {row['foretold']:.3g}, measured {row['measured']:.3g} "
-                   f"({100 * row['relative_error']:+.1f} %)")
+        typer.echo(f"{name}: {row['n_foretold']} trainings foretold from {row['n_points']} smaller ones, off by "
+                   f"{100 * row['rms_relative_error']:.1f} % ({100 * row['mean_relative_error']:+.1f} % in the mean)")
     for row in found["held_out"]:
         typer.echo(f"held out, {row['flops']:.2e} FLOPs: foretold {row['foretold']:.3g} ({row['low']:.3g} to {row['high']:.3g}), "
                    f"measured {row['measured']:.3g} ({100 * row['relative_error']:+.1f} %)")

@@ -286,10 +286,11 @@ def points_of(study: Study, records: dict[str, Record]) -> tuple[Points, np.ndar
     """The finished trainings that laws are fitted to, and the level of compute of each, ``(points,)``."""
     trials = [trial for trial in study.trials if trial.name in records and not trial.is_held_out]
     found = [records[trial.name] for trial in trials]
+    sets = [(trial.n_frames, trial.seed) for trial in trials]  # those of one number and seed have the same frames
     columns = [[record.cost["flops"] for record in found], [record.result["n_parameters"] for record in found],
                [record.result["n_frames"] for record in found], [record.result["epochs"] for record in found],
-               [_loss(record) for record in found]]
-    return Points(*(np.array(column, dtype=float) for column in columns)), np.array([trial.flops for trial in trials])
+               [_loss(record) for record in found], [sets.index((trial.n_frames, trial.seed)) for trial in trials]]
+    return Points(*map(np.array, columns)), np.array([trial.flops for trial in trials])
 
 
 def _loss(record: Record) -> float:

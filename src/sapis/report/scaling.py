@@ -100,14 +100,19 @@ def _budget(laws: dict[str, Any]) -> Html:
 
 
 def _foretold(laws: dict[str, Any]) -> Html:
-    lines: list[Any] = [(f"the {name} (not fitted)", row) for name, row in laws["extrapolation"].items()]
-    lines += [(f"{row['flops']:.2g} FLOPs, {row['n_parameters']:,.0f} weights, {row['n_frames']:,.0f} frames", row)
-              for row in laws["held_out"]]
-    if not lines:
+    if not laws["extrapolation"]:
         return absent("Too few trainings to leave any out.")
-    return table(["Training", "Foretold", "90 % interval", "Measured", "Error"], [
-        (name, number(row["foretold"]), join([number(row["low"]), number(row["high"])], " to "), number(row["measured"]),
-         f"{100 * row['relative_error']:+.1f} %") for name, row in lines])
+    left_out = table(["Left out", "Trainings", "Foretold from", "Law", "Error", "Mean error", "In the 90 % interval"], [
+        (name, number(row["n_foretold"]), number(row["n_points"]), row["form"], f"{100 * row['rms_relative_error']:.1f} %",
+         f"{100 * row['mean_relative_error']:+.1f} %", f"{100 * row['inside']:.0f} %")
+        for name, row in laws["extrapolation"].items()])
+    if not laws["held_out"]:
+        return left_out
+    head = ["Foretold before it was run", "Foretold", "90 % interval", "Measured", "Error"]
+    return join([left_out, table(head, [
+        (f"{row['flops']:.2g} FLOPs, {row['n_parameters']:,.0f} weights, {row['n_frames']:,.0f} frames", number(row["foretold"]),
+         join([number(row["low"]), number(row["high"])], " to "), number(row["measured"]),
+         f"{100 * row['relative_error']:+.1f} %") for row in laws["held_out"]])])
 
 
 def _laws(laws: dict[str, Any]) -> Html:
@@ -118,7 +123,7 @@ def _laws(laws: dict[str, Any]) -> Html:
                                                ")"])) for name, found in law["parameters"].items()]
             extra = [("noise", f"{100 * law['noise']:.1f} %"), ("BIC", number(law["bic"])), ("points", number(law["n_points"]))]
             if law["disagreement"] is not None:
-                extra.append(("measured floor", "disagrees with the data" if law["is_in_conflict"] else "goes with the data"))
+                extra.append(("measured floor", "the data ask for less" if law["is_in_conflict"] else "goes with the data"))
             parts.append(folded(f"{words}: {law['form']}", facts([*values, *extra]), is_open=place == 0))
     note = tag("p", "Of each kind, the law that the data ask for (the least BIC) comes first. Amplitudes are logarithms, at the "
                     "geometric mean of what was measured; in brackets, 90 % intervals of a bootstrap.")

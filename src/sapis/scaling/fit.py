@@ -22,13 +22,15 @@ N_STARTS = 3  # of the first search that are followed
 HUBER = 1.5  # standard deviations of the noise from which on a residual counts linearly
 TINY = 1e-9  # noise at least, relative: data without any would have no scale
 INTERVAL = (0.05, 0.95)
-SAME_LEVEL = 1.3  # trainings whose compute differs by less are of one level
-DISAGREE = 2.0  # standard deviations between measured and fitted floor from which on they disagree
+WEBB = np.sqrt([1.5, 1.0, 0.5]).tolist() + (-np.sqrt([1.5, 1.0, 0.5])).tolist()
+FAR = 3.0  # standard deviations of the noise: what is beyond is an outlier
+DISAGREE = 2.0  # standard deviations by which a fitted floor is below the measured one from which on they disagree
 
 
 @dataclass(frozen=True)
 class Floor:
-    """A floor that was measured, not fitted: label noise, what atoms beyond the cutoff do, the error of a teacher.
+    """A floor that was measured, not fitted: label noise, what atoms beyond the cutoff do, the error of a teacher. No model gets
+    below it; that of a study may stay above, for what its size, degree or cutoff cannot represent.
 
     Attributes:
         mean: in the unit of the loss.
@@ -50,9 +52,9 @@ class Fit:
         values: parameters in the order of ``form.parameters``.
         samples: of the bootstrap, ``(samples, parameters)``.
         noise: standard deviation of the logarithm of the loss about the law.
-        aic, bic: of the fit without a measured floor.
-        disagreement: between the measured floor and the one that the data alone ask for, in standard deviations; None without
-            a measured one.
+        aic, bic: of the fit without a measured floor; residuals beyond `FAR` of its noise count as much as those there.
+        disagreement: by how much the floor that the data alone ask for is above the measured one, in standard deviations; None
+            without a measured one.
     """
 
     form: Form
@@ -94,8 +96,8 @@ class Fit:
 
     @property
     def is_in_conflict(self) -> bool:
-        """Whether the data and the measured floor do not go together."""
-        return self.disagreement is not None and abs(self.disagreement) > DISAGREE
+        """Whether the data ask for errors below the measured floor."""
+        return self.disagreement is not None and self.disagreement < -DISAGREE
 
     def to_record(self) -> dict[str, Any]:
         """As JSON values."""
@@ -115,7 +117,7 @@ def fit(points: Points, form: Form, *, floor: Floor | None = None, n_samples: in
     followed to the minimum. The intervals are those of a bootstrap of the residuals, widened for the parameters that were fitted.
 
     Args:
-        floor: one that was measured; it enters as one more observation.
+        floor: one that was measured; it enters as one more observation, of a bound from below.
         n_samples: of the bootstrap.
         seed: of the bootstrap.
 
@@ -143,26 +145,11 @@ def fit(points: Points, form: Form, *, floor: Floor | None = None, n_samples: in
         alone = _bootstrap(form, centers, points, free, None, free_noise, free_residuals, max(20, n_samples // 4), seed)
         spread = float(np.hypot(np.exp(alone[:, 0]).std(), floor.std))
         disagreement = (float(np.exp(free[0])) - floor.mean) / max(spread, TINY)
-    n, square = len(points), float(np.mean(free_residuals**2))
+    # As robust as the fit: one spoiled training must not choose the form.
+    n, square = len(points), float(np.mean(np.clip(free_residuals, -FAR * free_noise, FAR * free_noise) ** 2))
     information = n * np.log(max(square, TINY**2))
     return Fit(form, points, centers, values, samples, noise, float(information + 2 * n_parameters),
                float(information + np.log(n) * n_parameters), disagreement)
-
-
-def left_out(points: Points, form: Form, *, factor: float = 1.0, floor: Floor | None = None, seed: int = 0) -> dict[str, float]:
-    """How well the law foretells the largest training from those with at most ``1 / factor`` of its compute, or from all of lower
-    levels: the relative error, and whether the 90 % interval holds the measured loss.
-
-    Raises:
-        DataError: too few smaller trainings.
-    """
-    largest = int(np.argmax(points.flops))
-    smaller = points.flops < points.flops[largest] / max(factor, SAME_LEVEL)
-    found = fit(points[smaller], form, floor=floor, seed=seed)
-    measured = float(points.loss[largest])
-    foretold, low, high = (float(value) for value in found.predict(points[np.array([largest])])[:, 0])
-    return {"measured": measured, "foretold": foretold, "low": low, "high": high, "relative_error": foretold / measured - 1,
-            "is_inside": float(low <= measured <= high), "n_points": float(smaller.sum())}
 
 
 def _loss(form: Form, values: np.ndarray, centers: np.ndarray, points: Points) -> np.ndarray:
@@ -219,7 +206,7 @@ def _best(form: Form, centers: np.ndarray, points: Points, floor: Floor | None, 
 
     def residuals(values: np.ndarray) -> np.ndarray:
         found = (np.log(_loss(form, values, centers, points)) - log_loss) / scale
-        return found if floor is None else np.append(found, (np.exp(values[0]) - floor.mean) / floor.std)
+        return found if floor is None else np.append(found, min(np.exp(values[0]) - floor.mean, 0.0) / floor.std)
 
     def slopes(values: np.ndarray) -> np.ndarray:
         loss, by_values = _loss_and_slopes(form, values, centers, points, need_slopes=True)
@@ -227,7 +214,7 @@ def _best(form: Form, centers: np.ndarray, points: Points, floor: Floor | None, 
         found = by_values / loss[:, None] / scale
         if floor is not None:
             row = np.zeros(len(values))
-            row[0] = np.exp(values[0]) / floor.std
+            row[0] = np.exp(values[0]) / floor.std if np.exp(values[0]) < floor.mean else 0.0
             found = np.vstack([found, row])
         return found
 
@@ -257,20 +244,27 @@ def _spread(residuals: np.ndarray, n_parameters: int) -> float:
     residuals within three of these.
     """
     scale = 1.4826 * float(np.median(np.abs(residuals)))
-    inner = residuals[np.abs(residuals) <= 3 * scale] if scale > 0 else residuals
+    inner = residuals[np.abs(residuals) <= FAR * scale] if scale > 0 else residuals
     factor = len(residuals) / max(len(residuals) - n_parameters, 1)
     return max(float(np.sqrt(np.mean(inner**2) * factor)), TINY)
 
 
 def _bootstrap(form: Form, centers: np.ndarray, points: Points, values: np.ndarray, floor: Floor | None, noise: float,
                residuals: np.ndarray, n_samples: int, seed: int) -> np.ndarray:
-    """Parameters fitted to the law with residuals drawn anew, ``(samples, parameters)``; the measured floor is drawn, too."""
+    """Parameters fitted to the law with residuals drawn anew, ``(samples, parameters)``; the measured floor is drawn, too.
+
+    Where trainings share their frames, their residuals go together: each group's then keep their places and are multiplied by
+    one number (the wild bootstrap of clusters with the six weights of Webb, Can. J. Econ. 56, 839, 2023).
+    """
     rng = generator(seed, "bootstrap")
     law = _loss(form, values, centers, points)
     widened = (residuals - residuals.mean()) * np.sqrt(len(points) / (len(points) - len(values)))
+    groups, group_of = np.unique(points.groups, return_inverse=True)
     samples = []
     for _ in range(n_samples):
-        drawn = points.with_loss(law * np.exp(rng.choice(widened, len(points))))
+        is_shared = len(groups) < len(points)
+        noise_drawn = widened * rng.choice(WEBB, len(groups))[group_of] if is_shared else rng.choice(widened, len(points))
+        drawn = points.with_loss(law * np.exp(noise_drawn))
         other = None if floor is None else Floor(max(floor.mean + floor.std * rng.standard_normal(), 0.0), floor.std)
         samples.append(_best(form, centers, drawn, other, noise, [values]))
     return np.array(samples).reshape(n_samples, len(values))

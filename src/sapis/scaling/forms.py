@@ -17,7 +17,7 @@ exponents are nearly independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,15 +30,22 @@ NAMES = ("flops", "n_parameters", "n_frames", "epochs", "loss")
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Finished trainings, one a row; each ``(points,)`` float64."""
+    """Finished trainings, one a row; each ``(points,)`` float64.
+
+    Attributes:
+        groups: a number for each, the same for trainings on the same frames; by default each is on its own, ``(points,)``.
+    """
 
     flops: np.ndarray
     n_parameters: np.ndarray
     n_frames: np.ndarray
     epochs: np.ndarray
     loss: np.ndarray
+    groups: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
 
     def __post_init__(self) -> None:
+        if len(self.groups) == 0:
+            object.__setattr__(self, "groups", np.arange(len(self.loss)))
         for name in NAMES:
             values = np.asarray(getattr(self, name), dtype=np.float64)
             object.__setattr__(self, name, values)
@@ -50,7 +57,7 @@ class Points:
         return len(self.loss)
 
     def __getitem__(self, chosen: np.ndarray | slice) -> Points:
-        return Points(*(getattr(self, name)[chosen] for name in NAMES))
+        return Points(*(getattr(self, name)[chosen] for name in (*NAMES, "groups")))
 
     def with_loss(self, loss: np.ndarray) -> Points:
         """The same trainings with other errors."""

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from sapis.core.errors import DataError
-from sapis.scaling.fit import Fit, Floor, fit, left_out
+from sapis.scaling.fit import Fit, Floor, fit
 from sapis.scaling.forms import FLOOR, JOINT, POWER, REPEATED, STEPS, Form, Points, broken
 from sapis.scaling.frontier import Allocation, allocate, best
 from sapis.scaling.plan import Size
 
 OF_COMPUTE, OF_WEIGHTS_AND_FRAMES = (POWER, FLOOR), (JOINT, REPEATED, STEPS)
 FACTOR = 4.0  # of compute between what is foretold and what it is foretold from
+SAME_LEVEL = 1.3  # trainings whose compute differs by less are of one level
 MIN_FOR_BREAK = 12  # trainings from which on a law may break
 BREAK_MARGIN = 10.0  # of BIC by which a broken law must be better than the others
 BEYOND = 30.0  # of the largest budget up to which the best use of a budget is worked out
@@ -32,8 +33,7 @@ class Laws:
         compute: laws of compute, of the best training at each level; the one that the data ask for comes first.
         joint: laws of weights and frames; the same.
         allocation: best use of budgets by the first of these.
-        extrapolation: of the first of these, see `sapis.scaling.fit.left_out`, from all smaller trainings and from those with a
-            quarter of the compute at most.
+        extrapolation: see `left_out`, from all smaller trainings and from those with a quarter of the compute at most.
     """
 
     points: Points
@@ -41,7 +41,7 @@ class Laws:
     compute: list[Fit]
     joint: list[Fit]
     allocation: Allocation
-    extrapolation: dict[str, dict[str, float]]
+    extrapolation: dict[str, dict[str, Any]]
 
     def to_record(self) -> dict[str, Any]:
         """As JSON values."""
@@ -79,19 +79,43 @@ def fit_laws(points: Points, levels: np.ndarray, sizes: Sequence[Size], *, floor
     if not joint:
         raise DataError(expected=f"more than {len(JOINT.parameters)} finished trainings of several sizes and numbers of frames",
                         received=str(len(points)), where="scaling laws", todo="let more of the study finish")
-    extrapolation = {}
-    for name, factor in (("largest", 1.0), ("largest, from a quarter of its compute", FACTOR)):
+    extrapolation: dict[str, dict[str, Any]] = {}
+    for name, factor in (("the highest level", 1.0), ("the same, from a quarter of its compute", FACTOR)):
         try:
-            extrapolation[name] = left_out(points, joint[0].form, factor=factor, floor=floor, seed=seed)
+            extrapolation[name] = left_out(points, OF_WEIGHTS_AND_FRAMES, factor=factor, floor=floor, seed=seed)
         except DataError:
             continue
     budgets = np.geomspace(levels.min(), levels.max() * BEYOND, N_BUDGETS)
     return Laws(points, levels, compute, joint, allocate(joint[0], sizes, budgets, n_available=n_available), extrapolation)
 
 
-def _fitted(points: Points, forms: Sequence[Form], floor: Floor | None, seed: int) -> list[Fit]:
+def left_out(points: Points, forms: Sequence[Form], *, factor: float = 1.0, floor: Floor | None = None, seed: int = 0,
+             ) -> dict[str, Any]:
+    """How well the trainings of the highest level are foretold from those with at most ``1 / factor`` of its compute, or from all
+    of lower levels, by the one of ``forms`` that those ask for: how many, the mean and root mean square relative error, the
+    part that the 90 % intervals hold.
+
+    Raises:
+        DataError: too few smaller trainings.
+    """
+    highest = points.flops > points.flops.max() / SAME_LEVEL
+    smaller = points[points.flops < points.flops.max() / max(factor, SAME_LEVEL)]
+    candidates = _fitted(smaller, forms, floor, seed, n_samples=0)
+    if not candidates:
+        raise DataError(expected="smaller trainings that suffice for a law", received=str(len(smaller)), where="scaling law",
+                        todo="let more of the study finish")
+    found = fit(smaller, candidates[0].form, floor=floor, seed=seed)
+    measured = points[highest].loss
+    foretold, low, high = found.predict(points[highest])
+    errors = foretold / measured - 1
+    return {"form": found.form.name, "n_points": len(smaller), "n_foretold": len(measured),
+            "mean_relative_error": float(errors.mean()), "rms_relative_error": float(np.sqrt(np.mean(errors**2))),
+            "inside": float(np.mean((low <= measured) & (measured <= high)))}
+
+
+def _fitted(points: Points, forms: Sequence[Form], floor: Floor | None, seed: int, n_samples: int = 200) -> list[Fit]:
     usable = [form for form in forms if len(points) > len(form.parameters) and _is_varied(points, form)]
-    return sorted((fit(points, form, floor=floor, seed=seed) for form in usable), key=lambda each: each.bic)
+    return sorted((fit(points, form, floor=floor, n_samples=n_samples, seed=seed) for form in usable), key=lambda each: each.bic)
 
 
 def _is_varied(points: Points, form: Form) -> bool:
