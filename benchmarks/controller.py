@@ -2,9 +2,14 @@
 
 In each, a small model with a few frames starts to learn. Frames cost labels, training costs more for larger models. The same
 budget is spent by the controller, which does not know the law, and by fixed policies: only more data, only a larger model, both
-in turn, and the largest model from the start. The oracle knows the law: the best of all sizes and numbers of frames, from the
-start or with one growth of the model on the way. After growth an error is what it was, up to 15 % of the expected gain more or
-less, which the controller does not know either.
+in turn, and the largest model from the start. One more, ``set beforehand``, begins with one size and spends one part of the
+budget on labels at once, which were the best (in the median) of all in a hundred other worlds of the kind: what experience with
+many like problems would choose. The oracle knows the law: the best of all sizes and numbers of frames, from the start or with
+one growth of the model on the way. After growth an error is what it was, up to 15 % of the expected gain more or less, which
+the controller does not know either.
+
+All worlds have a law of the form that the controller fits. Their exponents lie about its prior (``near``), or are drawn from
+twice as wide a range (``far``).
 """
 
 from __future__ import annotations
@@ -25,12 +30,16 @@ from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.seeds import generator
 from sapis.scaling.controller import ControllerConfig, Costs, Decision, decide
 from sapis.scaling.path import Look
-from sapis.scaling.policies import POLICIES, Policy, fixed
+from sapis.scaling.policies import POLICIES, fixed
 
 HERE = Path(__file__).parent
 N_SIZES, FIRST_FRAMES, FIRST_WEIGHTS = 7, 100.0, 1e4
 N_LOOKS = 50  # over the budget
 TARGET = 1.1  # times the oracle's error: what is to be reached at least cost
+BEFOREHAND = "set beforehand"
+OTHER_WORLDS = range(1000, 1100)  # in which that is chosen
+PARTS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6)  # of the budget for labels
+EXPONENTS = {"near": ((0.25, 0.55), (0.25, 0.6)), "far": ((0.1, 0.9), (0.1, 0.9))}  # of weights and of frames
 PATIENCE = 4.0  # budgets after which a policy that has not reached it is given up
 
 
@@ -62,11 +71,11 @@ class Law:
     noise: float = 0.02
 
     @classmethod
-    def drawn(cls, seed: int) -> Law:
+    def drawn(cls, seed: int, kind: str = "near") -> Law:
         """A world of its own for each seed."""
-        rng = generator(seed, "world")
-        low = np.array([0.0, 0.3, 0.25, 0.3, 0.25, 1.0, 0.35, 0.8, 0.85, np.log(3.0), np.log(2e5), 0.0])
-        high = np.array([0.1, 1.5, 0.55, 1.5, 0.6, 4.0, 0.7, 2.0, 1.15, np.log(300.0), np.log(2e6), 0.3])
+        rng, (a, b) = generator(seed, "world"), EXPONENTS[kind]
+        low = np.array([0.0, 0.3, a[0], 0.3, b[0], 1.0, 0.35, 0.8, 0.85, np.log(3.0), np.log(2e5), 0.0])
+        high = np.array([0.1, 1.5, a[1], 1.5, b[1], 4.0, 0.7, 2.0, 1.15, np.log(300.0), np.log(2e6), 0.3])
         values = rng.uniform(low, high).tolist()
         return cls(*values[:9], price=values[11], label=float(np.exp(values[9])), budget=float(np.exp(values[10])))
 
@@ -164,14 +173,43 @@ def controlled(world: World, config: ControllerConfig) -> list[Decision]:
     return spend(world, lambda looks, decisions: decide(looks, decisions, world.costs, config))
 
 
-def follow(world: World, policy: Policy, config: ControllerConfig) -> None:
-    """Let a policy spend the budget."""
+def follow(world: World, policy: str, config: ControllerConfig, beforehand: tuple[int, float]) -> None:
+    """Let a policy spend the budget.
+
+    Args:
+        beforehand: a size, and a part of the budget for labels.
+    """
     if policy == "controller":
         controlled(world, config)
-        return
-    if policy == "largest":
-        world.grow(len(world.costs.n_parameters) - 1, world.n_frames)
-    spend(world, lambda looks, decisions: fixed(policy, looks, decisions, world.costs))
+    elif policy == BEFOREHAND:
+        at_once(world, *beforehand)
+        spend(world, lambda looks, _: Decision("train", world.size, world.n_frames, "train", np.nan, ""))
+    else:
+        if policy == "largest":
+            world.grow(len(world.costs.n_parameters) - 1, world.n_frames)
+        spend(world, lambda looks, decisions: fixed(policy, looks, decisions, world.costs))  # type: ignore[arg-type]
+
+
+def at_once(world: World, size: int, part: float) -> None:
+    """Begin with a size, and with the frames that a part of the budget buys."""
+    world.grow(size, min(FIRST_FRAMES + part * world.law.budget / world.costs.label, world.costs.n_available))
+
+
+def best_beforehand(kind: str) -> tuple[int, float]:
+    """The size and the part for labels with the least median regret in the other worlds."""
+    laws = [Law.drawn(seed, kind) for seed in OTHER_WORLDS]
+    least = [oracle(law) for law in laws]
+
+    def regret(size: int, part: float) -> float:
+        ends = []
+        for law in laws:
+            world = World(law, law.costs(), 0)
+            at_once(world, size, part)
+            world.train(law.budget - world.spent)
+            ends.append(world.truth)
+        return float(np.median(np.array(ends) / least))
+
+    return min(((size, part) for size in range(N_SIZES) for part in PARTS), key=lambda choice: regret(*choice))
 
 
 def oracle(law: Law) -> float:
@@ -190,21 +228,36 @@ def oracle(law: Law) -> float:
     return float(np.min(np.where((left > 0) & (second >= first), losses, np.inf)))
 
 
-def compare(seed: int, config: ControllerConfig) -> dict[str, Any]:
+def compare(seed: int, config: ControllerConfig, kind: str = "near", beforehand: tuple[int, float] = (2, 0.3),
+            ) -> dict[str, Any]:
     """Errors at the end of the budget, over the oracle's, and costs of the target, in budgets."""
-    law = Law.drawn(seed)
+    law = Law.drawn(seed, kind)
     least = oracle(law)
     ends, to_target = {}, {}
     patient = config.model_copy(update={"looks": round(PATIENCE * config.looks)})
-    for name in POLICIES:
+    for name in (*POLICIES, BEFOREHAND):
         world = World(law, law.costs(), seed)
-        follow(world, name, config)
+        follow(world, name, config, beforehand)
         ends[name] = world.truth / least - 1
         world = World(law, law.costs(TARGET * least, PATIENCE * law.budget), seed)
-        follow(world, name, patient)
+        follow(world, name, patient, beforehand)
         reached = np.array(world.truths) <= TARGET * least
         to_target[name] = world.looks[int(reached.argmax())].spent / law.budget if reached.any() else np.inf
     return {"regret": ends, "cost_to_target": to_target}
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """By policy."""
+    result = {}
+    for name in found[0]["regret"]:
+        regret = np.array([one["regret"][name] for one in found])
+        cost = np.array([one["cost_to_target"][name] for one in found])
+        result[name] = {"median_regret": float(np.median(regret)), "p90_regret": float(np.quantile(regret, 0.9)),
+                        "median_cost_to_target": float(np.median(cost)) if np.isfinite(np.median(cost)) else None,
+                        "reached": float(np.isfinite(cost).mean()),
+                        "controller_is_better": float(np.mean([one["regret"]["controller"] < one["regret"][name]
+                                                               for one in found]))}
+    return result
 
 
 def main() -> None:
@@ -215,18 +268,17 @@ def main() -> None:
     options = parser.parse_args()
     config = ControllerConfig(looks=N_LOOKS)
     made_by, watch = provenance(), Stopwatch()
-    found = [compare(seed, config) for seed in range(options.first, options.first + options.worlds)]
-    summary = {}
-    for name in POLICIES:
-        regret = np.array([one["regret"][name] for one in found])
-        cost = np.array([one["cost_to_target"][name] for one in found])
-        summary[name] = {"median_regret": float(np.median(regret)), "p90_regret": float(np.quantile(regret, 0.9)),
-                         "median_cost_to_target": float(np.median(cost)) if np.isfinite(np.median(cost)) else None,
-                         "reached": float(np.isfinite(cost).mean())}
-        print(f"{name}: regret {summary[name]['median_regret']:.3f} (90 % below {summary[name]['p90_regret']:.3f}), "
-              f"target at {np.median(cost):.3f} budgets, reached in {summary[name]['reached']:.2f}")
-    result = {"cases": summary, "n_worlds": options.worlds, "first_seed": options.first, "seed": options.first, "threads": 1,
-              "config": config.model_dump(), "worlds": [asdict(Law.drawn(seed)) for seed in range(3)]}
+    cases, choices = {}, {}
+    for kind in EXPONENTS:
+        choices[kind] = best_beforehand(kind)
+        seeds = range(options.first, options.first + options.worlds)
+        cases[kind] = summary([compare(seed, config, kind, choices[kind]) for seed in seeds])
+        for name, row in cases[kind].items():
+            print(f"{kind}, {name}: regret {row['median_regret']:.3f} (90 % below {row['p90_regret']:.3f}), target at "
+                  f"{row['median_cost_to_target'] or np.inf:.3f} budgets, reached in {row['reached']:.2f}; the controller is "
+                  f"better in {row['controller_is_better']:.2f}", flush=True)
+    result = {"cases": cases, "n_worlds": options.worlds, "first_seed": options.first, "seed": options.first, "threads": 1,
+              "beforehand": choices, "config": config.model_dump(), "worlds": [asdict(Law.drawn(seed)) for seed in range(3)]}
     write_record(HERE / "records" / "controller.json", Record("controller", hash_json(config.model_dump()), result, watch.cost(),
                                                               made_by))
 

@@ -1,8 +1,9 @@
 """Planted scaling laws: how often they lie in the intervals of their fits. ``python -m benchmarks.scaling_laws [STUDIES]``.
 
 Each study has noise of 3 % (log-normal) and two seeds of each point. Of weights and frames, five sizes of each: once the law is
-``L = 8 + A N^-0.35 + B D^-0.45`` in all studies, once each has a floor, exponents and amplitudes of its own. Of compute, eight
-levels a factor of three apart: ``L = eps + A C^-alpha`` with a floor and an exponent of its own.
+``L = 8 + A N^-0.35 + B D^-0.45`` in all studies, once each has a floor, exponents and amplitudes of its own, and once trainings
+on the same frames share two thirds of the variance of their noise. Of compute, eight levels a factor of three apart:
+``L = eps + A C^-alpha`` with a floor and an exponent of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from sapis.scaling.forms import FLOOR, JOINT, Form, Points
 HERE = Path(__file__).parent
 SIZES, FRAMES, EPOCHS, N_SEEDS = (1e4, 3e4, 1e5, 3e5, 1e6), (1e2, 3e2, 1e3, 3e3, 1e4), 10.0, 2
 LEVELS, SPACING = 8, 3.0
-NOISE = 0.03
+NOISE, SHARED = 0.03, 2 / 3
 TRUTH = {"floor": 8.0, "exponent_n_parameters": 0.35, "exponent_n_frames": 0.45}
 AMPLITUDES = (120.0, 180.0)
 Truth = Mapping[str, float]
@@ -55,6 +57,15 @@ def drawn(seed: int, noise: float) -> tuple[Points, Truth]:
     return study(seed, noise=noise, truth=truth, amplitudes=amplitudes), truth
 
 
+def shared(seed: int, noise: float) -> tuple[Points, Truth]:
+    """The same law in all studies; trainings on the same frames share most of their noise."""
+    points = study(seed, noise=noise * (1 - SHARED) ** 0.5)
+    sets = np.stack([points.n_frames, np.arange(len(points)) % N_SEEDS])
+    groups = np.unique(sets, axis=1, return_inverse=True)[1].ravel()
+    common = generator(seed, "shared").standard_normal(groups.max() + 1)[groups]
+    return replace(points, loss=points.loss * np.exp(noise * SHARED**0.5 * common), groups=groups), TRUTH
+
+
 def of_compute(seed: int, noise: float) -> tuple[Points, Truth]:
     """A law of compute of its own."""
     rng = generator(seed, "truth of compute")
@@ -66,7 +77,8 @@ def of_compute(seed: int, noise: float) -> tuple[Points, Truth]:
 
 
 CASES: dict[str, tuple[Form, Callable[[int, float], tuple[Points, Truth]]]] = {
-    "weights and frames, one law": (JOINT, fixed), "weights and frames": (JOINT, drawn), "compute": (FLOOR, of_compute)}
+    "weights and frames, one law": (JOINT, fixed), "weights and frames": (JOINT, drawn),
+    "weights and frames, noise in common": (JOINT, shared), "compute": (FLOOR, of_compute)}
 
 
 def coverage(case: str, n_studies: int, *, noise: float = NOISE, n_samples: int = 200) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benchmarks.scaling_laws import TRUTH, coverage, study
+from benchmarks.scaling_laws import TRUTH, coverage, shared, study
 
 from sapis.core.errors import DataError
 from sapis.core.seeds import generator
@@ -91,16 +91,13 @@ def test_a_measured_floor_bounds_the_law_from_below_and_a_wrong_one_is_noticed()
 
 
 def test_intervals_know_that_trainings_share_their_frames() -> None:
-    inside = dict.fromkeys(("alone", "shared"), 0)
+    name, inside = "exponent_n_frames", dict.fromkeys(("told", "not told"), 0)
     for seed in range(20):
-        points = study(seed, noise=0.015)
-        groups = np.unique(np.stack([points.n_frames, np.arange(len(points)) % 2]), axis=1, return_inverse=True)[1]
-        common = np.exp(0.03 * np.random.default_rng(seed).standard_normal(groups.max() + 1))[groups]
-        points = points.with_loss(points.loss * common)
-        for name, each in (("alone", points), ("shared", replace(points, groups=groups))):
-            _, low, high = fit(each, JOINT, n_samples=60, seed=seed).intervals["exponent_n_frames"]
-            inside[name] += low <= TRUTH["exponent_n_frames"] <= high
-    assert inside["shared"] >= 14 > inside["alone"]
+        points, truth = shared(seed, 0.03)
+        for kind, each in (("told", points), ("not told", replace(points, groups=np.arange(len(points))))):
+            _, low, high = fit(each, JOINT, n_samples=60, seed=seed).intervals[name]
+            inside[kind] += low <= truth[name] <= high
+    assert inside["told"] >= 14 > inside["not told"]
 
 
 def test_the_highest_level_is_foretold() -> None:

@@ -208,17 +208,20 @@ def _by_plans(law: Posterior, course: Course, costs: Costs, config: ControllerCo
         if there + config.min_gain < here:
             return Decision("take_back", course.sizes[course.grown or 0], last.n_frames, "take_back", float(np.exp(there)),
                             f"error at the end {np.exp(there):.4g} of the smaller model, {np.exp(here):.4g} of this one")
+    beside = ""
     if costs.target is not None:
         score = plans.costs_of(costs.target)
+        score = np.where(score <= plans.left, score, np.inf)
         if np.isfinite(score).any():
             return _chosen(plans, score, is_cost=True)
+        beside = f"; the target {costs.target:.4g} is out of reach"
     doubled = _Plans(law, last, size, sizes, replace(costs, budget=2 * last.spent), config)
     gain = float(np.log(now) - np.log(doubled.losses()).mean(axis=0).min())
     if gain < config.stop_below:
         return Decision("stop", size, last.n_frames, "stop", now, f"as much again as was spent would gain "
                         f"{100 * gain:.1f} %")
-    score = np.log(plans.losses()).mean(axis=0)
-    return _chosen(plans, score, is_cost=False)
+    found = _chosen(plans, np.log(plans.losses()).mean(axis=0), is_cost=False)
+    return replace(found, reason=found.reason + beside)
 
 
 def _without_growth(course: Course, costs: Costs, config: ControllerConfig) -> float:

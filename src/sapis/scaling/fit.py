@@ -258,8 +258,8 @@ def _bootstrap(form: Form, centers: np.ndarray, points: Points, values: np.ndarr
     """
     rng = generator(seed, "bootstrap")
     law = _loss(form, values, centers, points)
-    widened = (residuals - residuals.mean()) * np.sqrt(len(points) / (len(points) - len(values)))
     groups, group_of = np.unique(points.groups, return_inverse=True)
+    widened = (residuals - residuals.mean()) * np.sqrt(len(groups) / max(len(groups) - len(values), 1))
     samples = []
     for _ in range(n_samples):
         is_shared = len(groups) < len(points)

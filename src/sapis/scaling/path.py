@@ -128,7 +128,7 @@ def learn(looks: Sequence[Look], *, noise: float = 0.02, n_samples: int = 32, se
     starts = np.flatnonzero(np.r_[True, np.any(np.diff(table[:, :2], axis=0) != 0, axis=1)])
     has_train = np.isfinite(table[:, 4])
 
-    def residuals(theta: np.ndarray) -> np.ndarray:
+    def residuals(theta: np.ndarray, noise: float) -> np.ndarray:
         losses, _ = _along(theta, scaled, starts)
         found = (np.log(losses) - np.log(scaled[:, 3])) / noise
         if has_train.any():
@@ -139,10 +139,12 @@ def learn(looks: Sequence[Look], *, noise: float = 0.02, n_samples: int = 32, se
             found = np.append(found, ((np.log(train) - np.log(scaled[:, 4])) / (TRAIN_NOISE * noise))[has_train])
         return np.append(np.tanh(found / 20) * 20, (theta - PRIOR_MEAN) / PRIOR_STD)
 
-    best = least_squares(residuals, PRIOR_MEAN, bounds=(LOW, HIGH), max_nfev=200)
-    scatter = residuals(best.x)[: len(looks)]
-    scale = max(1.0, float(np.sqrt(np.mean(np.clip(scatter, -3, 3) ** 2))))
-    covariance = np.linalg.inv(best.jac.T @ best.jac) * scale**2
+    best = least_squares(residuals, PRIOR_MEAN, bounds=(LOW, HIGH), max_nfev=200, args=(noise,))
+    scatter = residuals(best.x, noise)[: len(looks)]
+    if (scale := float(np.sqrt(np.mean(np.clip(scatter, -3, 3) ** 2)))) > 1:  # the looks say less than was thought, the prior not
+        noise *= scale
+        best = least_squares(residuals, best.x, bounds=(LOW, HIGH), max_nfev=200, args=(noise,))
+    covariance = np.linalg.inv(best.jac.T @ best.jac)
     # The same numbers after every look, so that decisions do not change by chance.
     drawn = generator(seed, "posterior").standard_normal((n_samples - 1, len(PARAMETERS)))
     samples = np.clip(np.vstack([best.x, best.x + drawn @ np.linalg.cholesky(covariance).T]), LOW, HIGH)
@@ -151,7 +153,7 @@ def learn(looks: Sequence[Look], *, noise: float = 0.02, n_samples: int = 32, se
     now = np.array([losses[-1] for losses, _ in ends])
     samples[:, AMPLITUDES] += np.log(now[0] / now)[:, None]
     effective = np.array([had for _, had in ends]) * origin[2]
-    return Posterior(samples, unit, (origin[0], origin[1], origin[2]), effective, looks[-1], noise * scale)
+    return Posterior(samples, unit, (origin[0], origin[1], origin[2]), effective, looks[-1], noise)
 
 
 def _rest(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
