@@ -94,6 +94,21 @@ def test_it_stops_where_nothing_is_to_be_gained_and_at_the_target() -> None:
     assert "the target" in decisions[-1].reason and world.truth <= 1.6 * oracle(law) and world.spent < world.costs.budget
 
 
+def test_a_target_out_of_reach_is_said_and_not_chased() -> None:
+    law = a_world().law
+    world = World(law, law.costs(target=0.6 * oracle(law)), 0)
+    decisions = controlled(world, CONFIG)
+    assert sum("out of reach" in decision.reason for decision in decisions) > len(decisions) // 2
+    assert world.truth < 1.15 * oracle(law)
+
+
+def test_what_the_looks_say_nothing_about_stays_as_sure_as_before() -> None:
+    rng = np.random.default_rng(0)
+    looks = [Look(1e4, 100, 1000.0 * n, n, (1 + 3 / n) * np.exp(0.1 * rng.standard_normal()), np.nan) for n in range(1, 13)]
+    spread = learn(looks, noise=0.02, n_samples=400).samples.std(axis=0)
+    assert learn(looks, noise=0.02).noise > 0.03 and spread[2] == pytest.approx(0.15, rel=0.15)
+
+
 def test_with_few_looks_the_gap_of_the_errors_decides() -> None:
     costs = Costs(np.array([1e4, 3e4]), np.array([1.0, 2.5]), 10.0, 1e5, 1e6)
     def looks(train: float) -> list[Look]:

@@ -24,6 +24,9 @@ from sapis.data.formats import read_systems
 from sapis.data.formats.xyz import write_systems
 from sapis.data.splits import chosen, nested_order
 from sapis.executors.executor import LocalExecutor
+from sapis.pipeline.auto import auto
+from sapis.pipeline.auto_config import AutoConfig
+from sapis.pipeline.pool import in_parts
 from sapis.pipeline.scale import PLAN, finished, fit_study, foretell, plan_study, read_study, run_study
 from sapis.scaling.compare import compare
 from sapis.scaling.fit import fit
@@ -125,6 +128,30 @@ def test_an_error_below_the_floor_of_a_law_is_never_reached() -> None:
     one, other = fit(law_of_compute(50.0, 0.4), POWER), fit(law_of_compute(50.0, 0.4, floor=10.0, seed=1), FLOOR)
     found = compare(one, other)
     assert np.isinf(found.ratio[0][found.losses < 9]).all() and np.isfinite(found.ratio[0][found.losses > 12]).all()
+
+
+def test_parts_of_trajectories_are_blocks_in_time() -> None:
+    start = next(iter(read_systems(SAMPLE)))
+    moved = [replace(start, positions=start.positions + 1e-3 * k) for k in range(200)]
+    frames = [system.with_tags(trajectory="a", time_fs=float(k)) for k, system in enumerate(moved)]
+    parts = in_parts(frames, Path("frames"), 20, 20, "", 0)
+    times = [[float(system.tags["time_fs"]) for system in part] for part in (parts.train, parts.validation, parts.test)]
+    for held in times[1:]:
+        assert len(held) >= 18 and min(abs(one - other) for one in held for other in times[0]) >= 2.0
+
+
+def test_frames_with_errors_do_not_train(tmp_path: Path) -> None:
+    data, config = small(tmp_path)
+    frames = read_systems(data)
+    write_systems(data, [replace(frame, forces=0 * frame.forces) if k % 2 else frame for k, frame in enumerate(frames)])
+    with pytest.raises(DataError, match="zero"):
+        plan_study(data, tmp_path / "study", config)
+    with pytest.raises(DataError, match="zero"):
+        auto(data, tmp_path / "auto", AutoConfig(flops=1e9, n_start=20, n_validation=5, n_test=10))
+    with pytest.raises(ValueError, match="not max_atoms"):
+        AutoConfig(flops=1e9, training={"max_atoms": 100})
+    with pytest.raises(ValueError, match="not max_atoms"):
+        small(tmp_path, training={"max_atoms": 100})
 
 
 @pytest.fixture

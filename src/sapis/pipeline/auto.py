@@ -35,6 +35,7 @@ from sapis.model.growth import Growth, larger_config
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.auto_config import AutoConfig, steps_between
 from sapis.pipeline.pool import Pool, PoolToLabel, in_parts
+from sapis.pipeline.workspace import Workspace
 from sapis.report.auto import write_auto_report
 from sapis.scaling.controller import Costs, Decision, decide
 from sapis.scaling.path import Look
@@ -43,7 +44,7 @@ from sapis.scaling.policies import fixed
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import at_new_level, known_potential
 from sapis.training.growth import grow_checkpoint
-from sapis.training.loop import Training
+from sapis.training.loop import CHECKPOINT, Training, read_checkpoint
 
 PLAN, EVENTS, MODEL, RECORD, REPORT = "plan.json", "events.json", "model.sapis", "record.json", "report.html"
 LABELS = "labels.store"
@@ -104,12 +105,18 @@ def auto(data: Path, folder: Path, config: AutoConfig, *, isolated: Path | None 
     a labeler in ``config`` the frames need no labels: they are computed as they are asked for.
 
     Raises:
-        FileError: ``folder`` holds another run, or cannot be written.
-        DataError: too few frames.
+        FileError: ``folder`` holds another run, cannot be written, or another process is at it.
+        DataError: too few frames, or frames with errors.
     """
+    with Workspace(folder).locked():
+        return _auto(data, folder, config, isolated)
+
+
+def _auto(data: Path, folder: Path, config: AutoConfig, isolated: Path | None) -> Record:
     if config.labeler is None:
         pool = Pool.read(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by,
                          isolated=isolated, seed=config.seed)
+        pool.require_sound()
     else:
         systems = [system.without_labels() for system in read_systems(data)]
         split = in_parts(systems, data, config.n_validation, config.n_test, config.group_by, config.seed)
@@ -168,7 +175,7 @@ class _Run:
             "size": self.settings[stage.size], "n_steps": spent.step, "label_flops": labels, "lost_flops": stage.lost,
             "events": [_to_json(event) for event in self.events], "config": self.config.model_dump(mode="json"),
         }
-        cost = {**self.watch.cost(), "cpu_seconds": spent.cpu_seconds, "flops": spent.flops + labels + stage.lost}
+        cost = {**self.watch.cost(), "cpu_seconds": self._cpu_seconds(), "flops": spent.flops + labels + stage.lost}
         record = Record("auto", read_json(self.folder / PLAN)["input_hash"], result, cost, self.made_by)
         return Grown(record, training, self.references)
 
@@ -226,6 +233,12 @@ class _Run:
             if event.stage != found[-1]:
                 found.append(event.stage)
         return found
+
+    def _cpu_seconds(self) -> float:
+        """Of all trainings, those that were taken back among them."""
+        stages = self._stages()
+        ends = [float(read_checkpoint(self._folder(number) / CHECKPOINT)[1]["cpu_seconds"]) for number in range(len(stages))]
+        return sum(end - (0.0 if stage.parent is None else ends[stage.parent]) for end, stage in zip(ends, stages, strict=True))
 
     # What is done
 

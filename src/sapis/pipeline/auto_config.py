@@ -63,6 +63,8 @@ class AutoConfig(GrowthConfig):
 
     @model_validator(mode="after")
     def _one_place_each(self) -> AutoConfig:
+        if self.training.max_atoms is not None:
+            raise ValueError("training with batch_size and not max_atoms: what was seen is counted in frames")
         if both := set(self.axes) & set(self.model):
             raise ValueError(f"{', '.join(sorted(both))} either among the axes or in the model")
         if self.start and self.model:

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from sapis.core.errors import DataError
+from sapis.core.files import hash_file, hash_json
 from sapis.core.seeds import derive_seed
 from sapis.data.formats import read_systems
+from sapis.data.lint import lint, lint_splits, raise_on_errors
+from sapis.data.lint.sample import sample_of
 from sapis.data.reference import Energies, ReferenceEnergies, isolated_by_level
-from sapis.data.splits import Split, chosen, group_split, nested_order, random_split
+from sapis.data.splits import Split, chosen, group_split, nested_order, random_split, split_in_time
 from sapis.data.store import Store, is_store
 from sapis.data.system import System, hash_systems
 from sapis.executors.executor import Executor
@@ -39,7 +42,7 @@ class Pool:
     Args:
         split: the parts.
         isolated: energies of isolated atoms, by level of theory.
-        data_hash: of all frames.
+        data_hash: of all frames, and of the isolated atoms.
         seed: of the order.
 
     Attributes:
@@ -72,8 +75,17 @@ class Pool:
             energies = isolated_by_level(read_systems(isolated))
         elif isinstance(systems, Store):
             energies = {level: found for level, found in systems.isolated.items() if found}
-        return cls(in_parts(systems, path, n_validation, n_test, group_by, seed), energies, data_hash=hash_systems(systems),
-                   seed=seed)
+        known = hash_systems(systems)
+        return cls(in_parts(systems, path, n_validation, n_test, group_by, seed), energies, seed=seed,
+                   data_hash=known if isolated is None else hash_json([known, hash_file(isolated)]))
+
+    def require_sound(self) -> None:
+        """Let no frames with errors train, nor any that are in two parts.
+
+        Raises:
+            DataError: there are such.
+        """
+        raise_on_errors(lint(sample_of(self.train)) + lint_splits(self.train, self.validation, self.test))
 
     def frames(self, n: int, seed: int) -> Sequence[System]:
         """The first ``n`` of an order of their own for each seed: smaller sets are parts of larger ones."""
@@ -98,6 +110,7 @@ class Pool:
         Args:
             frames: that are at hand; default: some of those to train on.
         """
+        shutil.rmtree(folder, ignore_errors=True)  # of a measurement that was killed
         frames = self.frames(N_TO_TIME, 0) if frames is None else frames
         potential, once = self.potential(frames, config, training, 0), training.model_copy(update={"epochs": 1, "workers": 0})
         try:
@@ -149,7 +162,8 @@ class PoolToLabel(Pool):
 
 
 def in_parts(systems: Sequence[System], path: Path, n_validation: int, n_test: int, group_by: str, seed: int) -> Split:
-    """``systems`` of ``path`` in random parts, or in parts of random groups that share the value of a tag.
+    """``systems`` of ``path`` in random parts, or in parts of random groups that share the value of a tag. Those of trajectories
+    (tag ``trajectory``) are in parts of blocks in time, and some between the blocks in none.
 
     Raises:
         DataError: too few.
@@ -160,7 +174,10 @@ def in_parts(systems: Sequence[System], path: Path, n_validation: int, n_test: i
                         received=str(len(systems)), where=str(path), todo="give more frames, or hold out fewer")
     if group_by:
         return group_split(systems, group_by, n_validation, n_test, seed)
-    return random_split(systems, len(systems) - n_held, n_validation, seed)
+    n = len(systems)
+    if any("trajectory" in system.tags for system in systems):
+        return split_in_time(systems, fractions=((n - n_held) / n, n_validation / n, n_test / n), seed=seed)
+    return random_split(systems, n - n_held, n_validation, seed)
 
 
 def n_parameters(potential: TransformerPotential) -> int:

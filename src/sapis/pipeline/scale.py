@@ -28,13 +28,12 @@ from sapis.core.memory import keep_freed_memory
 from sapis.core.progress import progress_bar
 from sapis.core.records import Record, Stopwatch, provenance, read_record, valid_record, write_record
 from sapis.core.version import __version__
-from sapis.data.lint import lint, raise_on_errors
-from sapis.data.lint.sample import sample_of
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import Executor
 from sapis.executors.outcome import Failure, Limits
 from sapis.model.config import dial
 from sapis.pipeline.pool import Pool, n_parameters
+from sapis.pipeline.workspace import Workspace
 from sapis.report.scaling import write_scaling_report
 from sapis.scaling.fit import Floor
 from sapis.scaling.forms import Points
@@ -102,7 +101,7 @@ def plan_study(data: Path, folder: Path, config: StudyConfig, *, isolated: Path 
             raise FileError(expected="a new folder, or one of a study of these settings and data",
                             received="one of another study", where=str(folder / PLAN), todo="choose another folder")
         return read_study(folder)
-    raise_on_errors(lint(sample_of(pool.train), needs=["energy", "forces"]))
+    pool.require_sound()
     with progress_bar() as bar:
         task = bar.add_task("sizes", total=len(config.widths), note="")
         sizes = []
@@ -153,9 +152,13 @@ def run_study(folder: Path, executor: Executor, *, trainer: Trainer | None = Non
         The records of finished trainings and the failures of others, by name.
 
     Raises:
-        FileError: no study, or its data have changed.
+        FileError: no study, its data have changed, or another process is at it.
     """
-    study = read_study(folder)
+    with Workspace(folder).locked():
+        return _run_study(folder, read_study(folder), executor, trainer or _trainer)
+
+
+def _run_study(folder: Path, study: Study, executor: Executor, trainer: Trainer) -> tuple[dict[str, Record], dict[str, Failure]]:
     records = finished(folder, study)
     left = [trial for trial in study.trials if trial.name not in records]
     failures: dict[str, Failure] = {}
@@ -163,7 +166,7 @@ def run_study(folder: Path, executor: Executor, *, trainer: Trainer | None = Non
         total = sum(trial.cpu_seconds for trial in study.trials)
         done = sum(trial.cpu_seconds for trial in study.trials if trial.name in records)
         task = bar.add_task("CPU-s", total=round(total), completed=round(done), note=_note(records, study, failures))
-        for number, outcome in executor.outcomes(partial(trainer or _trainer, folder), left, limits=Limits()):
+        for number, outcome in executor.outcomes(partial(trainer, folder), left, limits=Limits()):
             trial = left[number]
             if isinstance(outcome, Failure):
                 failures[trial.name] = outcome

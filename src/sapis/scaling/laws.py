@@ -21,6 +21,7 @@ MIN_FOR_BREAK = 12  # trainings from which on a law may break
 BREAK_MARGIN = 10.0  # of BIC by which a broken law must be better than the others
 BEYOND = 30.0  # of the largest budget up to which the best use of a budget is worked out
 N_BUDGETS = 25
+LEAST_CHANGE = 0.02  # of the logarithm of a term, beside the others: less is the rounding of epochs and levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,4 +122,5 @@ def _fitted(points: Points, forms: Sequence[Form], floor: Floor | None, seed: in
 def _is_varied(points: Points, form: Form) -> bool:
     """Whether each term changes in a way of its own: otherwise no fit can tell them apart."""
     terms = np.log(form.inputs(points, [0.5 * (low + high) for _, low, high in form.extras]))
-    return bool(np.linalg.matrix_rank(terms - terms.mean(axis=1, keepdims=True), tol=1e-6) == len(terms))
+    smallest = np.linalg.svd(terms - terms.mean(axis=1, keepdims=True), compute_uv=False).min() / np.sqrt(len(points))
+    return bool(smallest > LEAST_CHANGE)

@@ -19,7 +19,7 @@ MIN_STEPS = 400  # of a training; shorter ones measure the warm-up
 
 
 class StudyConfig(Config):
-    """What a study measures: every size of model at every level of compute, on all frames it can see and on fractions of them."""
+    """What a study measures: sizes of model at levels of compute, on all frames they can see and on fractions of them."""
 
     model: dict[str, Any] = Field(default_factory=dict, description="settings of the architecture that all sizes share")
     widths: tuple[int, ...] = Field((8, 16, 32, 64), min_length=1, description="channels: the dial of the size")
@@ -44,6 +44,8 @@ class StudyConfig(Config):
         if any(not 0 < fraction <= 1 for fraction in self.fractions):
             raise ValueError("fractions above 0 and up to 1")
         budgets = self.training.epochs, self.training.cpu_seconds, self.training.flops
+        if self.training.max_atoms is not None:
+            raise ValueError("training with batch_size and not max_atoms: a step is of as many frames for every size")
         if any(budget is not None for budget in budgets):
             raise ValueError("training settings without epochs, cpu_seconds or flops: the plan says how long each training is")
         return self
