@@ -45,7 +45,7 @@ def sampled(recipe: ActiveRecipe, temperatures_K: list[float], n: int, seed: int
     assert recipe.system is not None
     starts = load_structure(recipe.system.smiles, n_conformers=recipe.candidates.n_conformers, seed=seed)
     how = recipe.candidates.model_copy(update={"bias": 0.0, "decorrelation_fs": 50.0})
-    return make_candidates(starts, LabelerConfig(), temperatures_K, n, how, seed, folder, recipe.workers)
+    return make_candidates(starts, LabelerConfig(), temperatures_K, n, how, seed, folder, recipe.workers)[0]
 
 
 def labelled(recipe: ActiveRecipe, systems: list[System], folder: Path) -> tuple[list[System], float]:

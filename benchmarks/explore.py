@@ -70,7 +70,7 @@ def broad(folder: Path) -> list[System]:
     """The test frames."""
     starts = load_structure(SMILES, n_conformers=10, seed=1)
     how = CandidatesConfig(n_replicas=5, decorrelation_fs=50.0, rattle_fraction=0.0)
-    found = make_candidates(starts, LabelerConfig(), BROAD_K, N_BROAD * 3 // 4, how, 20261126, folder)
+    found, _ = make_candidates(starts, LabelerConfig(), BROAD_K, N_BROAD * 3 // 4, how, 20261126, folder)
     return labelled(found + displaced(SMILES, starts, N_BROAD // 4, BROAD_K[:3], generator(20261126, "broad")), folder)
 
 
@@ -90,7 +90,7 @@ def plain(temperature_K: float, seed: int, n_labels: int, flops: float, folder: 
     """A model of frames from dynamics by the truth at one temperature."""
     starts = load_structure(SMILES, n_conformers=6, seed=seed)
     how = CandidatesConfig(n_replicas=6, decorrelation_fs=100.0, rattle_fraction=0.0)
-    chosen = make_candidates(starts, LabelerConfig(), [temperature_K], n_labels, how, derive_seed(seed, "plain"), folder)
+    chosen, _ = make_candidates(starts, LabelerConfig(), [temperature_K], n_labels, how, derive_seed(seed, "plain"), folder)
     frames = labelled(chosen, folder)
     train, held = [frame for k, frame in enumerate(frames) if k % 5], frames[::5]
     recipe = parse_config(ActiveRecipe, {**SETTINGS, "output": str(folder)}, where="benchmarks.explore")

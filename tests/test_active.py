@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from ase.cluster import Icosahedron
 
 from command import sapis
 from sapis.api import load
-from sapis.core.errors import ConfigError
+from sapis.core.errors import ConfigError, TrainingError
 from sapis.core.files import read_json
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.store import Store
 from sapis.pipeline.active import active
 from sapis.pipeline.active_config import ActiveRecipe, read_active_recipe
-from sapis.potential.posterior import UncertainPotential
-from sapis.uncertainty.stopping import expected_gain
+from sapis.potential.calibration import Calibration
+from sapis.potential.posterior import Posterior, UncertainPotential
+from sapis.potential.prediction import Prediction
+from sapis.uncertainty.stopping import StopRules, enough, error_below_which, expected_gain
 
 
 class Fragile(EMT):
@@ -128,7 +131,7 @@ def test_it_stops_when_the_target_is_reached_and_tells_what_failed(tmp_path: Pat
     write_pool(tmp_path / "run" / "pool.extxyz")
     found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", n_start=30, labeler=labeler,
                           stop={"target_meV_A": 1e6}))
-    assert "the model bounds" in found.reason and len(found.rounds) == 1
+    assert "as the model says" in found.reason and len(found.rounds) == 1
     result = read_json(tmp_path / "run" / "out" / "records" / "round-00-labels.json")["result"]
     assert result["failures"] and "never works" in result["failures"][0]["reason"]
     assert result["n_labelled"] + len(result["failures"]) == 30
@@ -150,6 +153,54 @@ def test_what_has_failed_is_not_asked_for_again(tmp_path: Path) -> None:
     first, second = load(found.model).potential.members  # type: ignore[union-attr]
     weights = [dict(member.named_parameters())["transformer.embedding"].flatten() for member in (first, second)]
     assert abs(float(np.corrcoef(*(each.detach().numpy() for each in weights))[0, 1])) < 0.9, "each goes on from its own"
+
+
+def test_labels_of_two_methods_are_not_mixed(finished: Path, tmp_path: Path) -> None:
+    frames = read_systems(finished / "round-00" / "labelled.extxyz")
+    assert {frame.level for frame in frames} == {"EMT"} and load(finished / "model.sapis").potential.conditions.levels == ("EMT",)
+    (tmp_path / "run").mkdir()
+    write_systems(tmp_path / "run" / "known.extxyz", [replace(frame, level="PBE") for frame in frames])
+    with pytest.raises(ConfigError, match="frames of EMT"):
+        active(recipe(tmp_path / "run", data="known.extxyz"))
+    with pytest.raises(ConfigError, match="to_level"):
+        active(recipe(tmp_path / "run", start=str(finished / "model.sapis"), labeler={"name": "emt", "level": "PBE"}))
+
+
+@pytest.mark.slow
+def test_what_settles_a_step_is_in_its_record_and_an_empty_pool_ends_the_run(tmp_path: Path) -> None:
+    write_pool(tmp_path / "run" / "pool.extxyz", 44)
+    settings: dict[str, object] = {"system": None, "pool": "pool.extxyz", "rounds": 4}
+    found = active(recipe(tmp_path / "run", **settings))
+    assert "nothing to ask for in round 4" in found.reason and len(found.rounds) == 4 and found.model.exists()
+    page = (tmp_path / "run" / "out" / "report.html").read_text(encoding="utf-8")
+    assert "nothing to ask for" in page and "held out in earlier rounds" in page
+    with pytest.raises(TrainingError, match="one of another training"):  # what is there is not taken for that of other settings
+        active(recipe(tmp_path / "run", later_learning_rate=1e-4, **settings))
+
+
+def test_rules_hold_where_they_should_and_not_where_they_should_not() -> None:
+    rng = np.random.default_rng(0)
+    stds = np.exp(rng.normal(np.log(0.05), 0.5, 4000))
+    errors = stds[:, None] * rng.standard_normal((4000, 3))
+    norms = np.linalg.norm(errors, axis=1)
+    forces = Calibration.of(norms[:2000], stds[:2000], 3)
+    below = error_below_which(0.95, stds[2000:], forces)
+    assert np.mean(norms[2000:] < below) == pytest.approx(0.95, abs=0.01)
+    assert error_below_which(0.95, stds, forces, unsure=0.06) == np.inf
+    assert error_below_which(0.95, stds, forces, unsure=0.02) > below
+
+    mean = Prediction(0.0, np.zeros(10), np.zeros((10, 3)), None)
+    fresh = [Posterior(mean, 1.0, own[:, None, None] ** 2 * np.eye(3)) for own in stds[2000:].reshape(-1, 10)]
+    highest = max(one.force_std.max() for one in fresh)
+
+    def why(n_unsure: int = 0, **rules: float) -> str:
+        return enough(StopRules(**rules), [20, 40, 60, 80], lambda: [50.0, 40.0, 35.0, 32.0], lambda: (fresh, n_unsure), forces)
+
+    assert "less certain" in why(below_eV_A=1.01 * highest) and not why(below_eV_A=0.5 * highest)
+    assert not why(n_unsure=3, below_eV_A=1.01 * highest)
+    assert "as the model says" in why(target_meV_A=1001 * below) and not why(target_meV_A=999 * below)
+    assert not why(n_unsure=20, target_meV_A=1001 * below)
+    assert not why(min_gain=0.05) and "off the error" in why(min_gain=0.2)
 
 
 def test_the_next_round_is_worth_what_a_power_law_says() -> None:

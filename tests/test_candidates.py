@@ -16,7 +16,7 @@ import pytest
 from ase import units
 from ase.calculators.calculator import Calculator
 
-from sapis.core.errors import ConfigError, DataError, FileError
+from sapis.core.errors import ConfigError, DataError, FileError, LabelerError
 from sapis.data.formats import write_systems
 from sapis.data.system import System, hash_systems
 from sapis.labelers.labeler import LabelerConfig
@@ -33,17 +33,24 @@ GFN2 = LabelerConfig()
 
 
 class Wells(Calculator):
-    """Independent harmonic wells: U = k/2 sum of squares; explodes at call ``n_good``."""
+    """Independent harmonic wells: U = k/2 sum of squares; explodes at call ``n_good``, kills its process at the 20th unless there
+    is a file ``killed``, which it then tries to make.
+    """
 
     implemented_properties = ("energy", "forces")
 
-    def __init__(self, n_good: float = float("inf")) -> None:
+    def __init__(self, n_good: float = float("inf"), killed: str = "") -> None:
         super().__init__()
-        self.n_good = n_good
+        self.n_good, self.killed, self.n_calls = n_good, killed, 0
 
     def calculate(self, atoms=None, properties=(), system_changes=()):  # type: ignore[no-untyped-def]
         super().calculate(atoms, properties, system_changes)
         self.n_good -= 1
+        self.n_calls += 1
+        if self.killed and self.n_calls == 20 and not Path(self.killed).exists():
+            if Path(self.killed).parent.exists():
+                Path(self.killed).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         factor = 1.0 if self.n_good > 0 else -1e6
         forces = -factor * STIFFNESS_eV_A2 * atoms.positions
         self.results = {"energy": 0.5 * STIFFNESS_eV_A2 * float((atoms.positions**2).sum()), "forces": forces}
@@ -186,7 +193,7 @@ def test_rattled_structures(water: System) -> None:
 def test_candidates_are_as_many_as_asked_and_resumable(tmp_path: Path, water: System) -> None:
     def make(folder: Path, **changes: object) -> list[System]:
         arguments = {"temperatures_K": [300, 600], "n_total": 22, "seed": 0, "n_workers": 2, **changes}
-        return make_candidates([water], GFN2, config=SHORT, folder=folder, **arguments)  # type: ignore[arg-type]
+        return make_candidates([water], GFN2, config=SHORT, folder=folder, **arguments)[0]  # type: ignore[arg-type]
 
     made = make(tmp_path / "a")
     assert len(made) == 22
@@ -233,10 +240,20 @@ def test_candidates_survive_kill_9(tmp_path: Path, water: System) -> None:
     time.sleep(1.5)  # the orphan gives up within about a second
     n_whole = len(list(folder.glob("*.json")))
     assert n_whole < 3, "the kill came too late to test anything"
-    resumed = make_candidates([water], GFN2, [400], 60, config, 0, folder, 2)
+    resumed, _ = make_candidates([water], GFN2, [400], 60, config, 0, folder, 2)
     shutil.rmtree(folder)
-    fresh = make_candidates([water], GFN2, [400], 60, config, 0, folder, 2)
+    fresh, _ = make_candidates([water], GFN2, [400], 60, config, 0, folder, 2)
     assert hash_systems(resumed) == hash_systems(fresh)
+
+
+def test_a_trajectory_whose_process_is_killed_is_run_again(tmp_path: Path) -> None:
+    start = System([6, 6], [[0.0, 0, 0], [0, 1.5, 0]])
+    whole, endings = make_candidates([start], wells(), [3000], 20, SHORT, 0, tmp_path / "whole", 1)
+    assert not endings
+    again, endings = make_candidates([start], wells(killed=str(tmp_path / "mark")), [3000], 20, SHORT, 0, tmp_path / "again", 1)
+    assert (tmp_path / "mark").exists() and not endings and hash_systems(again) == hash_systems(whole)
+    with pytest.raises(LabelerError, match="killed"):
+        make_candidates([start], wells(killed=str(tmp_path / "no folder" / "mark")), [3000], 20, SHORT, 0, tmp_path / "always", 1)
 
 
 def test_failed_trajectories_are_told_and_the_rest_is_kept(
@@ -244,7 +261,8 @@ def test_failed_trajectories_are_told_and_the_rest_is_kept(
 ) -> None:
     start = System([6, 6], [[0.0, 0, 0], [0, 1.5, 0]])
     for _ in range(2):  # the second time from the files
-        made = make_candidates([start], wells(n_good=28), [300], 20, SHORT, 0, tmp_path, 1)
+        made, endings = make_candidates([start], wells(n_good=28), [300], 20, SHORT, 0, tmp_path, 1)
+        assert "4 of 9 frames kept" in endings["md-300K-0"]
         assert [system.tags["source"] for system in made].count("md") == 8
         told = " ".join(capsys.readouterr().err.split())
         assert "md-300K-0" in told and "4 of 9 frames kept" in told

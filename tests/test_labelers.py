@@ -25,9 +25,8 @@ from sapis.executors.outcome import Failure, Limits
 from sapis.executors.pool import run_tasks
 from sapis.executors.worker import report_progress
 from sapis.labelers.build import build_labeler
-from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import Label, LabelerConfig, Outcome
-from sapis.labelers.labelling import label_into, labels_in
+from sapis.labelers.labelling import isolated_atom_energies, label_into, labels_in
 
 pytest.importorskip("tblite", reason="tblite is not installed")
 
@@ -187,7 +186,7 @@ def test_a_wrong_labeler_is_explained(settings: dict, kind: type[Exception], hin
 
 
 def test_isolated_atoms() -> None:
-    energies = isolated_atom_energies(build_labeler(LabelerConfig()), [8, 1, 6, 7, 1, 103])
+    energies = isolated_atom_energies(LabelerConfig(), [8, 1, 6, 7, 1, 103], LocalExecutor(1))
     assert list(energies) == [1, 6, 7, 8]
     molecule = label_of(build_labeler(LabelerConfig()).label(water())).energy
     assert -25 < molecule - energies[8] - 2 * energies[1] < -8

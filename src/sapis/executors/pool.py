@@ -159,15 +159,16 @@ def run_tasks(
     *,
     n_workers: int | None = None,
     timeout_s: float | None = None,
+    retries: int = 0,
     on_progress: Callable[[int], None] = lambda amount: None,
     on_done: Callable[[int, Result | Failure], None] = lambda index, outcome: None,
 ) -> list[Result | Failure]:
-    """Run every task in a `Pool`, none of them twice; outcomes in the order of ``tasks``.
+    """Run every task in a `Pool`; outcomes in the order of ``tasks``.
 
     Args:
         prepare, n_workers: see `Pool`.
         tasks: what the function is called with, one by one.
-        timeout_s: see `Limits`.
+        timeout_s, retries: see `Limits`.
         on_progress: called with the amounts that tasks report.
         on_done: called here as each task ends, with its index.
 
@@ -175,7 +176,7 @@ def run_tasks(
         SapisError: see `Pool.outcomes`.
     """
     outcomes: list[Any] = [None] * len(tasks)
-    with Pool(prepare, n_workers=n_workers, limits=Limits(timeout_s=timeout_s, retries=0)) as pool:
+    with Pool(prepare, n_workers=n_workers, limits=Limits(timeout_s=timeout_s, retries=retries)) as pool:
         for index, outcome in pool.outcomes(tasks, on_progress=on_progress):
             outcomes[index] = outcome
             on_done(index, outcome)

@@ -30,10 +30,9 @@ from sapis.generate.card import write_card
 from sapis.generate.displacements import conformer, is_plausible, paired, spread_out, stretched, turned, vibrated
 from sapis.generate.molecules import molecules
 from sapis.labelers.build import build_labeler
-from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.journal import Journal
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import label_into
+from sapis.labelers.labelling import isolated_atom_energies, label_into
 from sapis.simulate.sampling import CandidatesConfig, Trajectory, simulate
 from sapis.simulate.structures import load_structure
 
@@ -116,7 +115,7 @@ def generate(folder: Path, config: OrganicConfig, executor: Executor) -> dict[st
             found = label_into(labels, structures, labeler, executor, limits=LIMITS, total=len(structures))
         if not labels.isolated:
             elements = {int(z) for system in labels[:2000] for z in system.numbers}
-            labels.set_isolated(method.level, isolated_atom_energies(method, elements))
+            labels.set_isolated(method.level, isolated_atom_energies(labeler, elements, executor))
         if found.n_labelled:
             labels.add_source({"name": "organic", "method": method.method, "settings": plan["settings"], "level": method.level})
         with Journal(labels, method.method, method.level) as journal:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import difflib
 import resource
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.data import ground_state_magnetic_moments
 
 from sapis.core.errors import ConfigError
 from sapis.data.system import System
 from sapis.executors.outcome import Failure, FailureKind
-from sapis.labelers.labeler import Label, Labeler, LabelerConfig, Outcome
+from sapis.labelers.labeler import Label, LabelerConfig, Outcome
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -111,18 +110,3 @@ def check_arguments(config: LabelerConfig, known: Collection[str], hint: str = "
                 expected=f"arguments among {', '.join(known)}", received=repr(name), where=f"labeler {config.name}: arguments",
                 todo=f"did you mean {near[0]!r}?" if near else hint,
             )
-
-
-def isolated_atom_energies(labeler: Labeler, elements: Iterable[int]) -> dict[int, float]:
-    """Energies (eV) of free atoms in their ground-state multiplicity; elements that fail are left out.
-
-    The multiplicities are ASE's table of unpaired electrons of the free atom (H 1, C 2, N 3, O 2 …) plus one.
-    """
-    multiplicities = {z: round(n) + 1 for z, n in enumerate(ground_state_magnetic_moments) if np.isfinite(n)}
-    energies = {}
-    for number in sorted(set(elements) & set(multiplicities)):
-        spin = multiplicities[number]
-        atom = System(numbers=np.array([number]), positions=np.zeros((1, 3)), spin=spin)
-        if isinstance(outcome := labeler.label(atom), Label):
-            energies[number] = outcome.energy
-    return energies

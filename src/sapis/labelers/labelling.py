@@ -11,6 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from ase.data import ground_state_magnetic_moments
+
 from sapis.core.errors import DataError
 from sapis.core.progress import progress_bar
 from sapis.data.store import Store
@@ -20,7 +23,7 @@ from sapis.executors.outcome import Failure, Limits
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import within_limit
 from sapis.labelers.journal import Journal
-from sapis.labelers.labeler import LabelerConfig, Outcome
+from sapis.labelers.labeler import Label, LabelerConfig, Outcome
 
 WINDOW = 4096  # structures under way or waiting to be written, at most
 CHUNK = 256  # written together
@@ -117,7 +120,8 @@ def label_into(
 
 
 def labels_in(store: Store, systems: Sequence[System], config: LabelerConfig) -> list[System | Failure]:
-    """What `label_into` made of each of ``systems`` by this method: the system with its label, or why it has none.
+    """What `label_into` made of each of ``systems`` by this method: the system with its label and the level of theory of that, or
+    why it has none.
 
     Raises:
         DataError: one that was not labelled yet.
@@ -134,7 +138,7 @@ def labels_in(store: Store, systems: Sequence[System], config: LabelerConfig) ->
             found.append(outcome)
         else:
             frame = store[outcome]
-            found.append(replace(system, energy=frame.energy, forces=frame.forces, stress=frame.stress))
+            found.append(replace(system, energy=frame.energy, forces=frame.forces, stress=frame.stress, level=frame.level))
     return found
 
 
@@ -147,6 +151,20 @@ def label_at(path: Path, systems: Sequence[System], config: LabelerConfig, execu
     with Store.at(path) as store:
         done = label_into(store, systems, config, executor, limits=limits, total=len(systems), at_once=at_once, is_quiet=is_quiet)
         return done, labels_in(store, systems, config)
+
+
+def isolated_atom_energies(config: LabelerConfig, elements: Iterable[int], executor: Executor) -> dict[int, float]:
+    """Energies (eV) of free atoms in their ground-state multiplicity; elements that fail are left out.
+
+    The multiplicities are ASE's table of unpaired electrons of the free atom (H 1, C 2, N 3, O 2 …) plus one.
+    """
+    multiplicities = {z: round(n) + 1 for z, n in enumerate(ground_state_magnetic_moments) if np.isfinite(n)}
+    known = sorted(set(elements) & set(multiplicities))
+    if not known:
+        return {}
+    atoms = [System(numbers=np.array([z]), positions=np.zeros((1, 3)), spin=multiplicities[z]) for z in known]
+    outcomes = executor.outcomes(partial(_labelling, config), atoms, limits=Limits(timeout_s=config.timeout_s))
+    return dict(sorted((known[number], outcome.energy) for number, outcome in outcomes if isinstance(outcome, Label)))
 
 
 def _missing(systems: Iterable[System], journal: Journal, found: Labelling, writing: _Writing, show: Callable[[], None],

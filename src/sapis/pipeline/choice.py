@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,48 +29,58 @@ ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
 MIN_HELD = 10  # frames that validate from the start on: fewer calibrate nothing, and the labels of some may fail
 
 
+class NothingToAsk(DataError):
+    """A round has nothing left to ask for: what was learned so far is the result."""
+
+
 def n_held_of(recipe: ActiveRecipe, n: int) -> int:
     """How many of the first ``n`` labels are at random, and validate."""
     return max(MIN_HELD, round(recipe.random_fraction * n))
 
 
-def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, folder: Path) -> list[System]:
-    """The candidates of round ``number``: the pool, or dynamics by ``driver`` and displacements.
+def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, level: str, folder: Path,
+             ) -> tuple[list[System], dict[str, str]]:
+    """The candidates of round ``number``: the pool, or dynamics by ``driver`` and displacements; and why trajectories ended
+    early, by their names.
 
     Args:
+        level: of theory, of their labels to be.
         folder: where trajectories are kept.
 
     Raises:
-        DataError: fewer than two.
+        NothingToAsk: fewer than two.
     """
     system, dynamics = recipe.system or SystemConfig(file=recipe.pool), recipe.candidates
     found = load_structure(system.smiles, system.file, system.charge, system.spin, n_conformers=dynamics.n_conformers,
                            seed=recipe.seed)
+    endings: dict[str, str] = {}
     if recipe.system is not None:
         starts, n = found, recipe.n_candidates if number else max(2 * recipe.n_start, recipe.n_start + 10)
         n_displaced, seed = round(recipe.displaced_fraction * n), derive_seed(recipe.seed, "candidates", number)
         if number == 0:  # what drives it then knows no doubt, or not of this system
             dynamics = dynamics.model_copy(update={"bias": 0.0, "max_uncertainty_eV_A": None})
-        found = make_candidates(starts, driver, recipe.temperatures_K, n - n_displaced, dynamics, seed, folder, recipe.workers)
+        found, endings = make_candidates(starts, driver, recipe.temperatures_K, n - n_displaced, dynamics, seed, folder,
+                                         recipe.workers)
         if n_displaced and system.smiles:
             found += displaced(system.smiles, starts, n_displaced, recipe.temperatures_K, generator(seed, "displaced"))
     if len(found) < 2:
-        raise DataError(expected="candidates", received=f"{len(found)}", where=f"round {number}",
-                        todo="lower temperatures_K, or begin with more labels")
-    return [replace(each, level="") for each in found]  # that of their labels is another one
+        raise NothingToAsk(expected="candidates", received=f"{len(found)}" + "".join(f"; {name}: {ending}" for name, ending in
+                                                                                     list(endings.items())[:1]),
+                           where=f"round {number}", todo="lower temperatures_K, or begin with more labels")
+    return [replace(each, level=level) for each in found], endings
 
 
-def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], learned: Sequence[System], potential: Uncertain | None,
-           ) -> tuple[list[System], dict[str, Any]]:
+def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out: Mapping[str, int], learned: Sequence[System],
+           potential: Uncertain | None) -> tuple[list[System], dict[str, Any]]:
     """What is to be labelled in round ``number``, with the tags ``arm`` and ``uncertainty_eV_A``, and figures of the choice.
 
     Args:
-        fresh: candidates, see `worth_a_label`.
+        fresh, left_out: see `worth_a_label`.
         learned: labelled frames that the model has learned from.
         potential: the present model; None in the first round.
 
     Raises:
-        DataError: too few candidates that are new.
+        NothingToAsk: too few candidates that are new.
     """
     rng, n = generator(recipe.seed, "choice", number), recipe.n_per_round if number else recipe.n_start
     n_random = max(1, round(recipe.random_fraction * n)) if number else n_held_of(recipe, n)
@@ -77,21 +88,42 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], learned: 
         at_random = rng.permutation(len(fresh))[:n_random]
     else:  # the first labels hold every element and charge, for the models of all rounds to know them
         order = nested_order(fresh, derive_seed(recipe.seed, "start"))
-        asked, at_random = order[: n - n_random], rng.permutation(order[n - n_random :])[:n_random]
+        asked = order[: n - n_random]
+        at_random = rng.permutation(_apart(fresh, order[n - n_random :], asked, n_random))[:n_random]
     rest = np.setdiff1d(np.arange(len(fresh)), at_random)
     if len(rest) == 0 or len(at_random) < n_random:
-        raise DataError(expected=f"more than {n_random if number else n} candidates that are not labelled yet",
-                        received=str(len(fresh)), where=f"round {number}",
-                        todo="give a larger pool or more n_candidates, or fewer rounds")
+        why = "".join(f"; left out for {name}: {n_out}" for name, n_out in left_out.items() if n_out)
+        raise NothingToAsk(expected=f"more than {n_random if number else n} candidates that are not labelled yet",
+                           received=f"{len(fresh)}{why}", where=f"round {number}",
+                           todo="give a larger pool or more n_candidates, or fewer rounds")
     stds = np.zeros(len(fresh))
     if potential is not None:
         stds = np.array([one.force_std.max() for one in potential.posterior(fresh)])
+        rest = _apart(fresh, rest, at_random, n - n_random)
         points, old = in_common_units(points_of(potential.first, fresh), points_of(potential.first, learned))
         asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=old, rng=rng)]
     chosen = [fresh[k].with_tags(arm=arm, uncertainty_eV_A=float(stds[k]))
               for arm, numbers in ((ASKED, asked), (RANDOM, at_random)) for k in numbers]
     return chosen, {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(fresh),
                     "uncertainty_asked_eV_A": float(stds[asked].mean()), "uncertainty_all_eV_A": float(stds.mean())}
+
+
+def _apart(systems: Sequence[System], numbers: np.ndarray, others: np.ndarray, n: int) -> np.ndarray:
+    """Those of ``numbers`` that are not next in time to one of ``others`` of the same trajectory, if they are ``n`` or more; else
+    all. What validates a model is not to be nearly what it has learned from.
+    """
+    lines: dict[object, list[int]] = {}
+    for k, system in enumerate(systems):
+        if "trajectory" in system.tags and "time_fs" in system.tags:
+            lines.setdefault(system.tags["trajectory"], []).append(k)
+    near, of_others = set[int](), set(others.tolist())
+    for line in lines.values():
+        line.sort(key=lambda k: float(systems[k].tags["time_fs"]))
+        for one, next_one in itertools.pairwise(line):
+            near |= {one} if next_one in of_others else set()
+            near |= {next_one} if one in of_others else set()
+    apart = np.array([k for k in numbers.tolist() if k not in near], dtype=int)
+    return apart if len(apart) >= n else numbers
 
 
 def worth_a_label(recipe: ActiveRecipe, candidates: Sequence[System], chosen: Sequence[System], labelled: Sequence[System],

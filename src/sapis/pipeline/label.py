@@ -14,10 +14,9 @@ from sapis.executors.cluster import ClusterConfig, ClusterExecutor
 from sapis.executors.executor import Executor, LocalExecutor
 from sapis.executors.outcome import Limits
 from sapis.labelers.build import build_labeler
-from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.journal import Journal
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import Labelling, label_into
+from sapis.labelers.labelling import Labelling, isolated_atom_energies, label_into
 
 FAILURES, RECORDS = "failures.json", "records"
 
@@ -73,7 +72,8 @@ def label_files(inputs: Sequence[Path], output: Path, request: LabelRequest, *, 
         found = label_into(store, systems, request.labeler, executor, limits=request.limits, retry_failures=retry_failures)
         if found.n_labelled:
             known = store.isolated.get(labeler.level, {})
-            store.set_isolated(labeler.level, known | isolated_atom_energies(labeler, found.elements - set(known)))
+            new = isolated_atom_energies(request.labeler, found.elements - set(known), executor)
+            store.set_isolated(labeler.level, known | new)
             store.add_source({"name": ", ".join(path.name for path in inputs), "method": labeler.method, "level": labeler.level,
                               "n_read": found.n_read, "first": first, "n_new": len(store) - first})
         with Journal(store, labeler.method, labeler.level) as journal:

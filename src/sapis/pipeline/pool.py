@@ -21,9 +21,8 @@ from sapis.data.store import Store, is_store
 from sapis.data.system import System, hash_systems
 from sapis.executors.executor import Executor
 from sapis.labelers.build import build_labeler
-from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import label_at
+from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.scaling.plan import Size
@@ -143,7 +142,7 @@ class PoolToLabel(Pool):
         if not all(held):
             raise DataError(expected="labels of validation and test frames", received="none: all have failed", where=str(store),
                             todo="check charge, spin and structures, or choose another labeler")
-        super().__init__(Split(split.train, *held), {"": isolated_atom_energies(build_labeler(labeler), elements)},
+        super().__init__(Split(split.train, *held), {"": isolated_atom_energies(labeler, elements, executor)},
                          data_hash=data_hash, seed=seed)
 
     def frames(self, n: int, seed: int) -> Sequence[System]:

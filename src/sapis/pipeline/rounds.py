@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sapis.api import load, save
-from sapis.core.errors import DataError
+from sapis.core.errors import ConfigError
 from sapis.core.files import hash_file, hash_json
 from sapis.core.memory import keep_freed_memory
 from sapis.core.records import Record
@@ -32,16 +32,16 @@ from sapis.executors.cluster import ClusterExecutor
 from sapis.executors.executor import Executor, LocalExecutor
 from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
-from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import label_at
+from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active_config import ActiveRecipe
-from sapis.pipeline.choice import ASKED, RANDOM, choose, explored, worth_a_label
+from sapis.pipeline.choice import ASKED, RANDOM, NothingToAsk, choose, explored, worth_a_label
 from sapis.pipeline.members import trained_members
 from sapis.pipeline.workspace import Workspace
 from sapis.potential.bundle import hash_tensors
 from sapis.potential.calibration import MIN_ERRORS
+from sapis.potential.posterior import Posterior
 from sapis.report.active import ActiveStory, write_active_report
 from sapis.training.fit import at_new_level, known_potential, new_potential
 from sapis.training.loop import Training
@@ -98,6 +98,27 @@ class _Run:
         self.labels: list[Record] = []
         self.rounds: list[dict[str, Record]] = []
         self.last_fresh: tuple[int, tuple[list[System], dict[str, int]]] | None = None  # of a round
+        self.labeler = build_labeler(recipe.labeler)
+        self.level = recipe.to_level or self.labeler.level  # of theory, of all labels
+        self.executor: Executor = ClusterExecutor(recipe.cluster) if recipe.cluster else LocalExecutor(recipe.workers)
+        self._require_one_level()
+
+    def _require_one_level(self) -> None:
+        """Say now if what there is has other energies than the labels to come: those of two methods differ by thousands of eV."""
+        todo = "if they are one method, give both one name (labeler: {level: NAME}); if not, "
+        named = {system.level for part in (self.known or {}).values() for system in part} - {"", self.level, self.labeler.level}
+        if named:
+            raise ConfigError(expected=f"frames of {self.level}, the method of the labels", received=", ".join(sorted(named)),
+                              where="data", todo=todo + "label them anew")
+        if self.recipe.start is None or self.recipe.to_level:
+            return
+        model = load(self.recipe.start)
+        said = model.card.get("level_of_theory", "not given")
+        of_model = list(model.potential.conditions.levels) or ([said] if isinstance(said, str) and said != "not given" else [])
+        if of_model and self.level not in of_model:
+            raise ConfigError(expected=f"a model of {self.level}, the method of the labels", received=", ".join(of_model),
+                              where=f"start: {self.recipe.start}", todo=todo + "have its reference energies estimated anew by "
+                              "to_level: NAME")
 
     def finish(self) -> ActiveOutcome:
         reason = f"{self.recipe.rounds} rounds"
@@ -105,11 +126,17 @@ class _Run:
             if number == 0 and self.known is not None:
                 self._given(self.known)
             else:
-                self._candidates(number)
-                if reached := self._is_reached(number):
-                    reason = reached
+                try:
+                    self._candidates(number)
+                    if reached := self._is_reached(number):
+                        reason = reached
+                        break
+                    self._labels(number, self._choice(number))
+                except NothingToAsk as end:
+                    if number == 0:
+                        raise
+                    reason = f"nothing to ask for in round {number}: {end.expected} were wanted, and there are {end.received}"
                     break
-                self._labels(number, self._choice(number))
             self._model(number)
         source = self._path(len(self.models) - 1, MODEL)
         final = self.work.step("bundle", {"model": hash_file(source)}, [MODEL], lambda: self._bundle(source))
@@ -166,16 +193,20 @@ class _Run:
         recipe, driver = self.recipe, self.recipe.labeler
         model = self._path(number - 1, MODEL) if number else recipe.start
         if model is not None:
-            driver = LabelerConfig(name="potential", arguments={"path": str(model)}, is_stateless=True,
+            arguments = {"path": str(model)}
+            if self.level in (levels := load(model).potential.conditions.levels) and len(levels) > 1:
+                arguments["level"] = self.level
+            driver = LabelerConfig(name="potential", arguments=arguments, is_stateless=True,
                                    max_force_eV_A=recipe.labeler.max_force_eV_A)
         inputs = self._settings("system", "pool", "n_candidates", "n_start", "temperatures_K", "candidates", "displaced_fraction",
                                 "seed", "labeler")
-        inputs |= {"model": model and hash_file(model), "pool_hash": recipe.pool and hash_file(recipe.pool)}
+        file = recipe.system.file if recipe.system else recipe.pool
+        inputs |= {"model": model and hash_file(model), "structures": file and hash_file(file), "method": self.labeler.method}
 
         def run() -> dict[str, Any]:
-            found = explored(recipe, number, driver, self._path(number, "trajectories"))
+            found, endings = explored(recipe, number, driver, self.level, self._path(number, "trajectories"))
             write_systems(self._path(number, "candidates.extxyz"), found)
-            return {"n": len(found)}
+            return {"n": len(found), "endings": endings}
 
         self._step(number, "candidates", inputs, "candidates.extxyz", run)
 
@@ -183,10 +214,18 @@ class _Run:
         """Why no more labels are needed, if they are not."""
         if number == 0:
             return ""
-        potential, models = self._present(number - 1), [record.result for record in self.models]
-        return enough(self.recipe.stop, [model["n_train"] for model in models],
-                      [model["held"]["force_rmse_meV_A"] for model in models],
-                      lambda: potential.posterior(self._fresh(number)[0]),
+        potential = self._present(number - 1)
+
+        def errors() -> list[float]:
+            """Of each model so far on the same frames, which none has learned from."""
+            held = self._known(RANDOM)
+            return [evaluate(self._present(k), held)["force_rmse_meV_A"] for k in range(number)]
+
+        def fresh() -> tuple[list[Posterior], int]:
+            systems, left_out = self._fresh(number)
+            return potential.posterior(systems), sum(left_out.values()) + len(self.rounds[number]["candidates"].result["endings"])
+
+        return enough(self.recipe.stop, [record.result["n_train"] for record in self.models], errors, fresh,
                       potential.calibrations["forces"])
 
     def _present(self, number: int) -> Uncertain:
@@ -204,7 +243,7 @@ class _Run:
         def run() -> dict[str, Any]:
             fresh, left_out = self._fresh(number)
             potential = self._present(number - 1) if number else None
-            chosen, figures = choose(self.recipe, number, fresh, self._known(ASKED), potential)
+            chosen, figures = choose(self.recipe, number, fresh, left_out, self._known(ASKED), potential)
             write_systems(self._path(number, "chosen.extxyz"), chosen)
             return {**figures, "left_out": left_out}
 
@@ -212,7 +251,7 @@ class _Run:
 
     def _given(self, known: Mapping[str, Sequence[System]]) -> None:
         """Labelled frames in place of the labels of the first round."""
-        systems = [replace(system, level=self.recipe.to_level or system.level).with_tags(arm=arm)
+        systems = [replace(system, level=self.level).with_tags(arm=arm)
                    for arm in (ASKED, RANDOM) for system in known[arm]]
 
         def run() -> dict[str, Any]:
@@ -226,37 +265,39 @@ class _Run:
 
     def _method(self, number: int, systems: Sequence[System]) -> dict[str, Any]:
         """The method of the labels, and where a new model is begun its energies of isolated atoms."""
-        labeler, isolated = build_labeler(self.recipe.labeler), dict[int, float]()
+        isolated = dict[int, float]()
         if number == 0 and self.recipe.start is None:
-            isolated = isolated_atom_energies(labeler, {int(z) for one in systems for z in one.numbers})
-        return {"method": labeler.method, "isolated": {str(z): energy for z, energy in isolated.items()}}
+            elements = {int(z) for system in systems for z in system.numbers}
+            isolated = isolated_atom_energies(self.recipe.labeler, elements, self.executor)
+        return {"method": self.labeler.method, "isolated": {str(z): energy for z, energy in isolated.items()}}
 
     def _labels(self, number: int, chosen: Record) -> None:
         recipe = self.recipe
 
         def run() -> dict[str, Any]:
             systems = read_systems(self._path(number, "chosen.extxyz"))
-            executor: Executor = ClusterExecutor(recipe.cluster) if recipe.cluster else LocalExecutor(recipe.workers)
-            done, outcomes = label_at(self.work.path(STORE), systems, recipe.labeler, executor, at_once=True)
+            done, outcomes = label_at(self.work.path(STORE), systems, recipe.labeler, self.executor, at_once=True)
             labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
             failures = [{"number": k, "kind": outcome.kind, "reason": outcome.reason} for k, outcome in enumerate(outcomes)
                         if isinstance(outcome, Failure)]
             counts = Counter(system.tags["arm"] for system in labelled)
             if counts[ASKED] == 0 or (number == 0 and counts[RANDOM] < MIN_ERRORS):
                 why = failures[0]["reason"] if failures else "none was asked for"
-                raise DataError(expected=f"labels of frames that were asked for, and {MIN_ERRORS} at random to begin with",
-                                received=f"{counts[ASKED]} and {counts[RANDOM]} of {len(systems)}: {why}",
-                                where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
-            write_systems(self._path(number, "labelled.extxyz"), [replace(system, level=recipe.to_level) for system in labelled])
+                raise NothingToAsk(
+                    expected=f"labels of frames that were asked for, and {MIN_ERRORS} at random to begin with",
+                    received=f"{counts[ASKED]} and {counts[RANDOM]} of {len(systems)}: {why}",
+                    where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
+            write_systems(self._path(number, "labelled.extxyz"), [replace(system, level=self.level) for system in labelled])
             return {"n_labelled": len(labelled), "failures": failures, **self._method(number, systems),
                     "cost": {"cpu_seconds": done.total_cpu_seconds - sum(record.cost["cpu_seconds"] for record in self.labels)}}
 
-        inputs = self._settings("labeler", "to_level") | chosen.result["files"]
+        inputs = self._settings("labeler", "to_level") | chosen.result["files"] | {"method": self.labeler.method}
         self.labels.append(self._step(number, "labels", inputs, "labelled.extxyz", run))
 
     def _model(self, number: int) -> None:
         recipe = self.recipe
-        inputs = self._settings("model", "training", "uncertainty", "seed", "to_level") | {
+        later = ("later_learning_rate",) if number else ()
+        inputs = self._settings("model", "training", "uncertainty", "seed", "to_level", *later) | {
             "labels": [record.result["files"] for record in self.labels],
             "from": self.models[-1].result["files"] if self.models else recipe.start and hash_file(recipe.start)}
 
@@ -264,7 +305,7 @@ class _Run:
             train, held = self._known(ASKED), self._known(RANDOM)
             fresh = {arm: [system for system in read_systems(self._path(number, "labelled.extxyz")) if system.tags["arm"] == arm]
                      for arm in (ASKED, RANDOM)}
-            old = train[: len(train) - len(fresh[ASKED])]
+            old = held[: len(held) - len(fresh[RANDOM])]
             settings = recipe.training.model_copy(update={"seed": derive_seed(recipe.seed, "round", number)})
             before = self._errors(self._present(number - 1), old, fresh) if number else {}
             folder = self._path(number, "training")
@@ -316,7 +357,7 @@ class _Run:
 
     @staticmethod
     def _errors(potential: Uncertain, old: Sequence[System], fresh: dict[str, list[System]]) -> dict[str, Any]:
-        """Of what was learned before, and of what is new: forgetting shows in the first."""
+        """Of frames held out in earlier rounds, and of what is new: forgetting shows in the first."""
         sets = {"old": old, "asked": fresh[ASKED], "random": fresh[RANDOM]}
         found = {}
         for name, systems in sets.items():

@@ -22,9 +22,7 @@ from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import LocalExecutor
 from sapis.executors.outcome import Failure
-from sapis.labelers.build import build_labeler
-from sapis.labelers.evaluation import isolated_atom_energies
-from sapis.labelers.labelling import label_at
+from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active_config import ActiveRecipe
@@ -59,26 +57,30 @@ def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
     """Structures worth labelling, from molecular dynamics with the labeler and from rattling."""
     starts = load_structure(recipe.system.smiles, recipe.system.file, recipe.system.charge, recipe.system.spin,
                             n_conformers=recipe.candidates.n_conformers, seed=recipe.seed)
-    hot, n_total, how = recipe.hot_temperature_K, recipe.budget.labels, recipe.candidates
+    hot, n_total = recipe.hot_temperature_K, recipe.budget.labels
+    # For rounds of asking: the labeler knows no doubt.
+    how = recipe.candidates.model_copy(update={"bias": 0.0, "max_uncertainty_eV_A": None}) if recipe.active else recipe.candidates
     n_hot = round(n_total * recipe.split.hot) if hot is not None else 0
     seed = derive_seed(recipe.seed, "candidates")
-    found = make_candidates(starts, recipe.labeler, recipe.temperatures_K, n_total - n_hot, how, seed, folder,
-                            recipe.workers)
+    found, endings = make_candidates(starts, recipe.labeler, recipe.temperatures_K, n_total - n_hot, how, seed, folder,
+                                     recipe.workers)
     if hot is not None:
         from_dynamics = how.model_copy(update={"rattle_fraction": 0.0})
-        found += make_candidates(starts, recipe.labeler, [hot], n_hot, from_dynamics, seed, folder, recipe.workers)
+        hotter, of_these = make_candidates(starts, recipe.labeler, [hot], n_hot, from_dynamics, seed, folder, recipe.workers)
+        found, endings = found + hotter, endings | of_these
     write_systems(target, found)
     return {
         "n": len(found), "by_source": dict(Counter(str(system.tags.get("source", "start")) for system in found)),
         "temperatures_K": [*recipe.temperatures_K, *([hot] if hot is not None else [])],
-        "n_starts": len(starts), "formula": starts[0].formula,
+        "n_starts": len(starts), "formula": starts[0].formula, "endings": endings,
     }
 
 
 def labels(recipe: Recipe, source: Path, store: Path, target: Path) -> dict[str, Any]:
     """Energies and forces of the candidates, kept in ``store``; failures are recorded, not labels."""
     systems = read_systems(source)
-    done, outcomes = label_at(store, systems, recipe.labeler, LocalExecutor(recipe.workers))
+    executor = LocalExecutor(recipe.workers)
+    done, outcomes = label_at(store, systems, recipe.labeler, executor)
     labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
     failures = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
     if len(labelled) < MIN_FRAMES:
@@ -88,11 +90,10 @@ def labels(recipe: Recipe, source: Path, store: Path, target: Path) -> dict[str,
             received=f"{len(labelled)} of {len(systems)}; most frequent failure: {reasons[0][0] if reasons else 'none'}",
             where=f"labeler {recipe.labeler.name}", todo="check charge, spin and structure, or choose another labeler",
         )
-    labeler = build_labeler(recipe.labeler)
-    isolated = isolated_atom_energies(labeler, {int(z) for system in labelled for z in system.numbers})
+    isolated = isolated_atom_energies(recipe.labeler, {int(z) for system in labelled for z in system.numbers}, executor)
     write_systems(target, labelled)
     return {
-        "n_requested": len(systems), "n_labelled": len(labelled), "method": labeler.method,
+        "n_requested": len(systems), "n_labelled": len(labelled), "method": done.method,
         "failures": [{"index": index, "kind": failure.kind, "reason": failure.reason} for index, failure in failures],
         "isolated_atoms": by_symbol(isolated), "isolated": {str(z): energy for z, energy in isolated.items()},
         "cost": {"cpu_seconds": done.total_cpu_seconds},

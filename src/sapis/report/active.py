@@ -95,6 +95,8 @@ def _asked(story: ActiveStory) -> Html:
             "Failed labels"]
     failures = [tag("p", f"round {k}, structure {each['number']}: {each['kind']}: {each['reason']}", class_="note")
                 for k, found in enumerate(story.rounds) if "labels" in found for each in found["labels"].result["failures"]]
+    failures += [tag("p", f"round {k}, trajectory {name}: {ending}", class_="note") for k, found in enumerate(story.rounds)
+                 if "candidates" in found for name, ending in found["candidates"].result["endings"].items()]
     return join([table(head, rows, n_text=0), *failures])
 
 
@@ -129,8 +131,8 @@ def _forgetting(story: ActiveStory) -> Html:
                    label=f"{when} the round's training")
         ax.set(xlabel="round", ylabel="force error (meV/Å)", xticks=x)
         ax.legend()
-        picture = svg(drawing, "forgetting", "Errors on frames learned in earlier rounds")
-    return figure(picture, "Errors on the frames that earlier rounds had learned from.") or Html("")
+        picture = svg(drawing, "forgetting", "Errors on frames held out in earlier rounds")
+    return figure(picture, "Errors on frames of earlier rounds that no training has learned from.") or Html("")
 
 
 def _cost(story: ActiveStory) -> Html:

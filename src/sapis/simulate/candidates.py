@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sapis.core.errors import ConfigError
+from sapis.core.errors import ConfigError, LabelerError
 from sapis.core.files import hash_file, hash_json
 from sapis.core.progress import console, progress_bar
 from sapis.core.records import Record, Stopwatch, provenance, valid_record, write_record
@@ -28,12 +28,13 @@ def make_candidates(
     seed: int,
     folder: Path,
     n_workers: int | None = None,
-) -> list[System]:
-    """``n_total`` candidates: ``rattle_fraction`` rattled, the rest from MD, evenly over the temperatures.
+) -> tuple[list[System], dict[str, str]]:
+    """``n_total`` candidates: ``rattle_fraction`` rattled, the rest from MD, evenly over the temperatures; and why trajectories
+    ended early, by their names.
 
     Each trajectory is a file of its own in ``folder``, whole or absent; one that is there and was planned
     alike is not run again. The candidates depend neither on ``n_workers`` nor on interruptions, to the last
-    bit. A trajectory that fails gives fewer frames, and a line that says so.
+    bit: one whose process is killed is run again. A trajectory that fails gives fewer frames, and a line that says so.
 
     Args:
         structures: starting structures, see `load_structure`.
@@ -47,6 +48,7 @@ def make_candidates(
 
     Raises:
         ConfigError: no structure, or a temperature that is not positive.
+        LabelerError: a trajectory whose process was killed twice.
     """
     if not structures or any(not temperature > 0 for temperature in temperatures_K):
         raise ConfigError(expected="at least one structure, and temperatures above 0 K",
@@ -55,8 +57,8 @@ def make_candidates(
                           todo="mend the recipe's structure or temperatures")
     n_rattled = round(n_total * config.rattle_fraction) if temperatures_K else n_total
     plan = _plan(structures, temperatures_K, n_total - n_rattled, config)
-    candidates = _run_plan(plan, labeler_config, config, seed, folder, n_workers)
-    return candidates + rattled_candidates(structures, n_rattled, config.rattle_stdev_A, seed)
+    candidates, endings = _run_plan(plan, labeler_config, config, seed, folder, n_workers)
+    return candidates + rattled_candidates(structures, n_rattled, config.rattle_stdev_A, seed), endings
 
 
 def _plan(
@@ -80,7 +82,7 @@ def _shares(n: int, n_parts: int) -> list[int]:
 def _run_plan(
     plan: list[Trajectory], labeler_config: LabelerConfig, config: CandidatesConfig, seed: int, folder: Path,
     n_workers: int | None,
-) -> list[System]:
+) -> tuple[list[System], dict[str, str]]:
     from sapis.data.formats import read_systems
 
     method = build_labeler(labeler_config).method
@@ -93,19 +95,24 @@ def _run_plan(
         outcomes = run_tasks(
             partial(_trajectory_runner, labeler_config, config, seed, folder),
             [(plan[i], hashes[i]) for i in missing],
-            n_workers=n_workers, timeout_s=labeler_config.timeout_s,
+            n_workers=n_workers, timeout_s=labeler_config.timeout_s, retries=1,
             on_progress=lambda amount: bar.advance(task, amount),
         )
     lost = {i: outcome for i, outcome in zip(missing, outcomes, strict=True) if isinstance(outcome, Failure)}
-    candidates = []
+    for i, failure in lost.items():
+        if failure.kind == "killed":  # from outside, which says nothing of the trajectory
+            raise LabelerError(expected="a trajectory to its end", received=failure.reason, where=plan[i].name,
+                               todo="run the same command again, with more memory or fewer workers: what is finished is kept")
+    candidates, endings = [], {}
     for i, each in enumerate(plan):
         record = None if i in lost else _finished(folder, each, hashes[i])
         ending = f"lost: {lost[i].reason}" if i in lost else record and record.result["ending"]
         if ending:
+            endings[each.name] = ending
             console.print(f"trajectory {each.name}: {ending}", markup=False, highlight=False)
         if record and record.result["n_frames"]:
             candidates += read_systems(folder / f"{each.name}.extxyz")
-    return candidates
+    return candidates, endings
 
 
 def _trajectory_runner(

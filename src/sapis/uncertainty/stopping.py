@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from pydantic import Field
+from scipy.optimize import brentq
+from scipy.stats import chi
 
 from sapis.core.config import Config
 from sapis.potential.calibration import Calibration
@@ -20,42 +22,59 @@ class StopRules(Config):
     """Rules of which the first that holds ends a run of active learning."""
 
     target_meV_A: float | None = Field(
-        None, gt=0, description="the model bounds 95 % of its force errors on fresh candidates by this")
+        None, gt=0, description="95 % of the force errors on fresh candidates are below this, as the model says")
     below_eV_A: float | None = Field(
         None, gt=0, description="99 % of fresh candidates have no force that is less certain than this")
     min_gain: float | None = Field(
         None, gt=0, lt=1, description="by the law of the rounds so far, the next one takes less than this share off the error")
 
 
-def enough(rules: StopRules, n_labels: Sequence[int], errors: Sequence[float], fresh: Callable[[], Sequence[Posterior]],
-           forces: Calibration) -> str:
+def enough(rules: StopRules, n_labels: Sequence[int], errors: Callable[[], Sequence[float]],
+           fresh: Callable[[], tuple[Sequence[Posterior], int]], forces: Calibration) -> str:
     """Why no more labels are needed, or an empty string.
 
     Args:
         n_labels: that each model so far has learned from.
-        errors: of each on frames held out.
-        fresh: posteriors of the last model for candidates; asked for where a rule needs them.
+        errors: of each, all on the same frames, which none has learned from; asked for where a rule needs them.
+        fresh: posteriors of the last model for candidates, and how many more there were of which it cannot be sure: structures
+            that it puts beyond all limits, trajectories that broke off. Asked for likewise.
         forces: its calibration.
     """
-    if rules.min_gain is not None and len(errors) >= MIN_FOR_LAW:
-        gain = expected_gain(np.array(n_labels, dtype=float), np.array(errors))
+    if rules.min_gain is not None and len(n_labels) >= MIN_FOR_LAW:
+        gain = expected_gain(np.array(n_labels, dtype=float), np.array(errors()))
         if gain < rules.min_gain:
             return f"by the law of the rounds so far, the next one would take {100 * gain:.2g} % off the error"
     if rules.target_meV_A is None and rules.below_eV_A is None:
         return ""
-    posteriors = fresh()
+    posteriors, n_unsure = fresh()
     if not posteriors:
         return ""
     if rules.below_eV_A is not None:
-        share = float(np.mean([not one.force_std.max() <= rules.below_eV_A for one in posteriors]))
+        above = sum(not one.force_std.max() <= rules.below_eV_A for one in posteriors)
+        share = (above + n_unsure) / (len(posteriors) + n_unsure)
         if share < SHARE:
             return f"of {100 * share:.2g} % of fresh candidates a force is less certain than {rules.below_eV_A:g} eV/Å"
     if rules.target_meV_A is not None:
         stds = np.concatenate([one.force_std for one in posteriors])
-        bound = 1e3 * forces.quantiles.get(LEVEL, np.inf) * float(np.quantile(stds, LEVEL))
-        if bound < rules.target_meV_A:
-            return f"on fresh candidates the model bounds {100 * LEVEL:g} % of its force errors by {bound:.3g} meV/Å"
+        below = 1e3 * error_below_which(LEVEL, stds, forces, n_unsure / (len(posteriors) + n_unsure))
+        if below < rules.target_meV_A:
+            return f"{100 * LEVEL:g} % of the force errors on fresh candidates are below {below:.3g} meV/Å, as the model says"
     return ""
+
+
+def error_below_which(level: float, stds: np.ndarray, forces: Calibration, unsure: float = 0.0) -> float:
+    """Below which a share ``level`` of force errors lies, eV/Å, if those with calibrated deviations ``stds`` ``(n,)`` are normal,
+    times what the conformal quantile is larger than that of a normal error; infinite where that is not known.
+
+    Args:
+        unsure: share of errors that no deviation tells; they count as larger.
+    """
+    if level not in forces.quantiles or unsure >= 1 - level:
+        return np.inf
+    tail = max(1.0, forces.quantiles[level] / chi.ppf(level, forces.d))
+    high = float(stds.max()) * chi.ppf(1 - 1e-9, forces.d)
+    found = brentq(lambda error: (1 - unsure) * chi.cdf(error / stds, forces.d).mean() - level, 0.0, high)
+    return tail * float(found)
 
 
 def expected_gain(n_labels: np.ndarray, errors: np.ndarray) -> float:
