@@ -24,10 +24,8 @@ from sapis.core.seeds import derive_seed
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import LocalExecutor
-from sapis.labelers.build import build_labeler
-from sapis.labelers.evaluation import isolated_atom_energies
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import label_at
+from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.pipeline.active import active
 from sapis.pipeline.active_config import ActiveRecipe, read_active_recipe
 from sapis.simulate.candidates import make_candidates
@@ -64,8 +62,8 @@ def at_random(recipe: ActiveRecipe, n_labels: int, cpu_seconds: float, folder: P
     frames, label_seconds = labelled(recipe, chosen, folder)
     held = frames[:: round(1 / recipe.random_fraction)]
     train = [frame for k, frame in enumerate(frames) if k % round(1 / recipe.random_fraction)]
-    labeler = build_labeler(recipe.labeler)
-    isolated = isolated_atom_energies(labeler, {int(z) for frame in frames for z in frame.numbers})
+    elements = {int(z) for frame in frames for z in frame.numbers}
+    isolated = isolated_atom_energies(recipe.labeler, elements, LocalExecutor(recipe.workers))
     settings = recipe.training.model_copy(update={"epochs": None, "cpu_seconds": cpu_seconds})
     potential, _ = new_potential(train, {"": isolated}, recipe.model, precision=settings.precision, seed=0)
     run = Training(potential, train, held, settings, folder / "training")

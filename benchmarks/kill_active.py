@@ -34,7 +34,7 @@ from sapis.core.files import hash_file, hash_json, read_json
 from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.data.store import Store
 
-CALLS = "SAPIS_CALLS"  # names the file in which the labeler notes what it has computed
+CALLS = "SAPIS_CALLS"  # names the file in which the labeler notes what it begins to compute, good or bad
 HANG_S, N_POOL = 600.0, 150
 SETTINGS: dict[str, Any] = {
     "pool": "pool.extxyz", "output": "run", "n_start": 30, "rounds": 3, "n_per_round": 15, "workers": 2,
@@ -50,6 +50,9 @@ class Troubled(EMT):
                   system_changes: list[str] = all_changes) -> None:
         assert atoms is not None
         draw = trouble(atoms)
+        if len(atoms) > 1 and (path := os.environ.get(CALLS)):
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(f"{hash_json(atoms.positions.round(6).tolist())}\n")
         if draw == 0:
             raise RuntimeError("this one never works")
         if draw == 1:
@@ -57,9 +60,6 @@ class Troubled(EMT):
         super().calculate(atoms, properties, system_changes)
         if draw == 2:
             self.results["energy"] = self.results["free_energy"] = float("nan")
-        elif len(atoms) > 1 and (path := os.environ.get(CALLS)):
-            with Path(path).open("a", encoding="utf-8") as file:
-                file.write(f"{hash_json(atoms.positions.round(6).tolist())}\n")
 
 
 def trouble(atoms: Atoms) -> int:

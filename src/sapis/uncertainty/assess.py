@@ -74,10 +74,11 @@ def require_enough(systems: Sequence[System]) -> None:
     Raises:
         DataError: too few labels.
     """
-    n = sum(system.energy is not None for system in systems)
+    n = sum(system.energy is not None and system.forces is not None for system in systems)
     if n < MIN_ERRORS:
-        raise DataError(expected=f"at least {MIN_ERRORS} validation frames with energies to calibrate an uncertainty on",
-                        received=str(n), where="validation frames", todo="hold out more frames")
+        raise DataError(expected=f"at least {MIN_ERRORS} validation frames with energies and forces, to calibrate an uncertainty "
+                        "on", received=str(n), where="validation frames", todo="hold out more frames: an uncertainty that is not "
+                        "calibrated has no unit")
 
 
 def assess(posteriors: Sequence[Posterior], systems: Sequence[System], *, own: Sequence[Posterior] = (),
