@@ -145,6 +145,34 @@ def one(problem: str, arm: str, options: argparse.Namespace) -> None:
     keep(record, folder, made_by, watch)
 
 
+def figure(name: str, first: str, result: dict[str, Any]) -> None:
+    """The trainings and laws of all arms, and how many times the compute of ``first`` the others need, as a picture."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    drawing, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for place, (arm, found) in enumerate(result["studies"].items()):
+        colour, curve = f"C{place}", found["curve"]
+        left.plot(found["trainings"]["flops"], found["trainings"]["loss"], ".", color=colour, alpha=0.5)
+        left.plot(curve["flops"], curve["loss"], color=colour, label=arm)
+        left.fill_between(curve["flops"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
+        if arm in result["comparisons"]:
+            each = {key: np.array(values, dtype=float) for key, values in result["comparisons"][arm].items()}
+            value, low, high = np.where(np.isfinite(each["ratio"]), each["ratio"], np.nan)
+            measured = each["is_measured"] > 0
+            right.plot(each["losses"], value, ":", color=colour)
+            right.plot(each["losses"][measured], value[measured], color=colour, label=arm)
+            right.fill_between(each["losses"], low, high, color=colour, alpha=0.15, linewidth=0)
+    left.set(xscale="log", yscale="log", xlabel="FLOPs of training", ylabel="force error on test frames (meV/Å)")
+    right.set(xscale="log", yscale="log", xlabel="force error (meV/Å); dotted: extrapolated",
+              ylabel=f"times the compute of {first}")
+    right.axhline(1, color="grey", linewidth=0.8)
+    right.invert_xaxis()
+    left.legend()
+    right.legend()
+    drawing.savefig(HERE / "figures" / f"{name}.png", dpi=120)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -166,6 +194,7 @@ def main() -> None:
             print(arm, *(f"{loss:.0f} meV/Å: {ratio:.1f} ({low:.1f} to {high:.1f}){'' if is_measured else ', extrapolated'}"
                          for loss, ratio, low, high, is_measured in rows), sep="\n  ")
         result = read_json(WORK / "studies" / f"{name}.json")
+        figure(name, f"{options.problem}-{options.arms[0]}", result)
         write_record(HERE / "records" / f"{name}.json",
                      Record(name, hash_json(options.arms), {**result, "threads": 1}, watch.cost(), made_by))
 

@@ -88,6 +88,10 @@ def test_it_stops_where_nothing_is_to_be_gained_and_at_the_target() -> None:
     at_floor = a_world(floor=2.0, model=1e-3, data=1e-3, steps=0.05)
     decisions = controlled(at_floor, CONFIG)
     assert "would gain" in decisions[-1].reason and at_floor.spent < 0.8 * at_floor.costs.budget
+    at_floor = a_world(floor=2.0, model=1e-3, data=1e-3, steps=0.5)
+    at_floor.costs = replace(at_floor.costs, floor=2.0)
+    decisions = controlled(at_floor, CONFIG.model_copy(update={"stop_below": 0.0}))
+    assert "the floor 2 of the labels is reached" in decisions[-1].reason and at_floor.truth < 2.07
     law = a_world().law
     world = World(law, law.costs(target=1.5 * oracle(law)), 0)
     decisions = controlled(world, CONFIG)

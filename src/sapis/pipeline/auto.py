@@ -148,7 +148,7 @@ class _Run:
         self.sizes, self.label_flops = self._plan()
         self.costs = Costs(np.array([float(size.n_parameters) for size in self.sizes]),
                            np.array([size.flops for size in self.sizes]), self.label_flops, float(len(self.pool.train)),
-                           config.flops, config.target, steps_between(self.settings), 1 - config.cooldown)
+                           config.flops, config.target, config.floor, steps_between(self.settings), 1 - config.cooldown)
         self.chunk = config.flops / config.controller.looks
         self.events = self._known_events()
         self.references: dict[str, ReferenceEnergies] = {}

@@ -26,6 +26,7 @@ class GrowthConfig(Config):
     label_flops: float | None = Field(
         None, ge=0, description="cost of a label: FLOPs of training that take as long; default: measured with a labeler, else 0")
     target: float | None = Field(None, gt=0, description="force error on validation frames at which to stop, meV/Å")
+    floor: float = Field(0.0, ge=0, description="force error that no model goes below, meV/Å, as `sapis scale floor` measures it")
     widths: tuple[int, ...] = Field((16, 32, 48, 64, 96), min_length=1, description="channels of the sizes; the least begins")
     axes: dict[Axis, tuple[int, ...]] = Field(
         default_factory=dict, description="other sizes that can grow, beside the width: n_layers, l_max, order, …")

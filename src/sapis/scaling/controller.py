@@ -22,6 +22,7 @@ from sapis.core.config import Config
 from sapis.scaling.path import Look, Posterior, learn
 
 MOST_FOR_LABELS = 0.5  # of what is left, before a law says what frames are worth
+AT_FLOOR = 0.03  # above a measured floor, relative: as good as at it
 REFUSED_FOR = 2.0  # times the frames, a size that was taken back is not tried again
 
 Action = Literal["train", "grow_data", "grow_model", "grow_both", "take_back", "stop"]
@@ -54,6 +55,7 @@ class Costs:
         n_available: frames at most.
         budget: of all.
         target: error at which to stop; None: the least that the budget buys.
+        floor: error that was measured to be in the labels, below which no model gets.
         larger: indices of the sizes that each can grow into in one step; empty: each into the next.
         latest: part of the budget after which nothing grows any more.
     """
@@ -64,6 +66,7 @@ class Costs:
     n_available: float
     budget: float
     target: float | None = None
+    floor: float = 0.0
     larger: tuple[tuple[int, ...], ...] = ()
     latest: float = 1.0
 
@@ -189,7 +192,7 @@ def _by_gap(looks: Sequence[Look], size: int, costs: Costs, config: ControllerCo
 
 
 def _by_law(course: Course, costs: Costs, config: ControllerConfig) -> Decision:
-    law = learn(course.looks, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
+    law = learn(course.looks, floor=costs.floor, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
     return replace(_by_plans(law, course, costs, config), law=law.mode())
 
 
@@ -198,6 +201,8 @@ def _by_plans(law: Posterior, course: Course, costs: Costs, config: ControllerCo
     now = float(np.exp(np.log(law.now).mean()))  # less noisy than the last look
     if costs.target is not None and now * (1 + config.noise) <= costs.target:
         return Decision("stop", size, last.n_frames, "stop", now, f"the target {costs.target:.4g} is reached")
+    if now < costs.floor * (1 + AT_FLOOR):
+        return Decision("stop", size, last.n_frames, "stop", now, f"the floor {costs.floor:.4g} of the labels is reached")
     sizes = sorted(costs.reached(size) - course.barred(costs) | {size})
     # A model that fits what it learns from much better than other frames is large enough for its data.
     on_trial = len(looks) - 1 - course.grown if course.grown is not None else np.inf
@@ -228,7 +233,7 @@ def _without_growth(course: Course, costs: Costs, config: ControllerConfig) -> f
     """Logarithm of the error at the end if the model had not grown and went on with what is left now."""
     assert course.grown is not None
     last, before, smaller = course.looks[-1], course.looks[: course.grown + 1], course.sizes[course.grown]
-    law = learn(before, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
+    law = learn(before, floor=costs.floor, noise=config.noise, n_samples=config.n_samples, seed=config.seed)
     # Frames that were bought with the growth stay: those plans that have them need not pay for them again.
     returned = replace(before[-1], spent=last.spent - costs.label * (last.n_frames - before[-1].n_frames))
     plans = _Plans(law, returned, smaller, [smaller], costs, config)

@@ -113,10 +113,11 @@ class Posterior:
         return _regrown(theta, effective / self.origin[2], lost / self.unit + price) * self.origin[2]
 
 
-def learn(looks: Sequence[Look], *, noise: float = 0.02, n_samples: int = 32, seed: int = 0) -> Posterior:
+def learn(looks: Sequence[Look], *, floor: float = 0.0, noise: float = 0.02, n_samples: int = 32, seed: int = 0) -> Posterior:
     """The posterior of the law after ``looks``, in the order in which they were made.
 
     Args:
+        floor: error that was measured to be in the labels: eps at least.
         noise: of the logarithm of an error, at least; more where the law fits worse.
         n_samples: of the posterior.
         seed: of these.
@@ -124,6 +125,9 @@ def learn(looks: Sequence[Look], *, noise: float = 0.02, n_samples: int = 32, se
     table = np.array([[look.n_parameters, look.n_frames, look.seen, look.loss, look.train_loss] for look in looks], dtype=float)
     unit = float(table[:, 3].min())
     origin = tuple(float(value) for value in np.exp(np.log(table[:, :3]).mean(axis=0)))
+    low = LOW.copy()
+    low[0] = max(low[0], np.log(max(min(floor / unit, 0.99), 1e-9)))
+    first = np.clip(PRIOR_MEAN, low + 1e-6, HIGH - 1e-6)
     scaled = table / np.array([*origin, unit, unit])
     starts = np.flatnonzero(np.r_[True, np.any(np.diff(table[:, :2], axis=0) != 0, axis=1)])
     has_train = np.isfinite(table[:, 4])
@@ -139,15 +143,15 @@ def learn(looks: Sequence[Look], *, noise: float = 0.02, n_samples: int = 32, se
             found = np.append(found, ((np.log(train) - np.log(scaled[:, 4])) / (TRAIN_NOISE * noise))[has_train])
         return np.append(np.tanh(found / 20) * 20, (theta - PRIOR_MEAN) / PRIOR_STD)
 
-    best = least_squares(residuals, PRIOR_MEAN, bounds=(LOW, HIGH), max_nfev=200, args=(noise,))
+    best = least_squares(residuals, first, bounds=(low, HIGH), max_nfev=200, args=(noise,))
     scatter = residuals(best.x, noise)[: len(looks)]
     if (scale := float(np.sqrt(np.mean(np.clip(scatter, -3, 3) ** 2)))) > 1:  # the looks say less than was thought, the prior not
         noise *= scale
-        best = least_squares(residuals, best.x, bounds=(LOW, HIGH), max_nfev=200, args=(noise,))
+        best = least_squares(residuals, best.x, bounds=(low, HIGH), max_nfev=200, args=(noise,))
     covariance = np.linalg.inv(best.jac.T @ best.jac)
     # The same numbers after every look, so that decisions do not change by chance.
     drawn = generator(seed, "posterior").standard_normal((n_samples - 1, len(PARAMETERS)))
-    samples = np.clip(np.vstack([best.x, best.x + drawn @ np.linalg.cholesky(covariance).T]), LOW, HIGH)
+    samples = np.clip(np.vstack([best.x, best.x + drawn @ np.linalg.cholesky(covariance).T]), low, HIGH)
     ends = [_along(theta, scaled, starts) for theta in samples]
     # What is known best is the present error: laws that are drawn differ in where they lead from it.
     now = np.array([losses[-1] for losses, _ in ends])
