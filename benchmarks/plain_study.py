@@ -155,16 +155,18 @@ def _errors(training: Training, frames: Sequence[Frame]) -> dict[str, Any]:
     return errors(predicted, frames)  # type: ignore[arg-type]
 
 
-def error_at(pool: Pool, width: int, optimizer: str, rate: float) -> dict[str, float]:
-    """Of a short training, on the validation frames, meV/Å; and its cost."""
+def error_at(pool: Pool, width: int, optimizer: str, rate: float) -> dict[str, Any]:
+    """Of a short training, on the validation frames, meV/Å, None if it diverges; and its cost."""
     settings = TrainingConfig(batch_size=2, optimizer=optimizer, learning_rate=rate, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         size = measured(pool, StudyConfig(cpu_seconds=1.0, training=settings), width, Path(folder) / "size")
         training = begin(pool, pool.frames(N_SEEN, 0), width, settings.model_copy(update={"flops": N_SEEN * size.flops}),
                          Path(folder) / "training")
-        spent = training.run()
-    return {"force_rmse_meV_A": spent.errors["validation"]["force_rmse_meV_A"], "cpu_seconds": spent.cpu_seconds,
-            "flops": spent.flops}
+        try:
+            error = training.run().errors["validation"]["force_rmse_meV_A"]
+        except FloatingPointError:
+            error = None
+    return {"force_rmse_meV_A": error, "cpu_seconds": training.progress.cpu_seconds, "flops": training.progress.flops}
 
 
 def main() -> None:
@@ -174,13 +176,14 @@ def main() -> None:
     made_by, watch, problem = provenance(), Stopwatch(), PROBLEMS["gfn2"]
     pool = Pool.read(data_of("gfn2", None), n_validation=problem["n_validation"], n_test=problem["n_test"],
                      group_by=problem["group_by"])
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for width in WIDTHS:
         for optimizer, rates in RATES.items():
             for rate in rates:
                 name = f"{width} channels, {optimizer}, {rate:g}"
                 found[name] = error_at(pool, width, optimizer, rate)
-                print(f"{name}: {found[name]['force_rmse_meV_A']:.0f} meV/Å, {found[name]['cpu_seconds']:.0f} CPU-s", flush=True)
+                print(f"{name}: {found[name]['force_rmse_meV_A'] or np.inf:.0f} meV/Å, {found[name]['cpu_seconds']:.0f} CPU-s",
+                      flush=True)
     result = {"cases": found, "n_seen": N_SEEN, "data_hash": pool.data_hash, "seed": 0, "threads": 1}
     write_record(HERE / "records" / "plain-rates.json", Record("plain-rates", hash_json([N_SEEN, WIDTHS, RATES]), result,
                                                                 watch.cost_with(found.values()), made_by))
