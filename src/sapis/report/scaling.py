@@ -100,19 +100,20 @@ def _budget(laws: dict[str, Any]) -> Html:
 
 
 def _foretold(laws: dict[str, Any]) -> Html:
-    if not laws["extrapolation"]:
-        return absent("Too few trainings to leave any out.")
-    left_out = table(["Left out", "Trainings", "Foretold from", "Law", "Error", "Mean error", "In the 90 % interval"], [
-        (name, number(row["n_foretold"]), number(row["n_points"]), row["form"], f"{100 * row['rms_relative_error']:.1f} %",
-         f"{100 * row['mean_relative_error']:+.1f} %", f"{100 * row['inside']:.0f} %")
-        for name, row in laws["extrapolation"].items()])
-    if not laws["held_out"]:
-        return left_out
-    head = ["Foretold before it was run", "Foretold", "90 % interval", "Measured", "Error"]
-    return join([left_out, table(head, [
-        (f"{row['flops']:.2g} FLOPs, {row['n_parameters']:,.0f} weights, {row['n_frames']:,.0f} frames", number(row["foretold"]),
-         join([number(row["low"]), number(row["high"])], " to "), number(row["measured"]),
-         f"{100 * row['relative_error']:+.1f} %") for row in laws["held_out"]])])
+    parts = []
+    if laws["extrapolation"]:
+        head = ["Left out", "Trainings", "Foretold from", "Law", "Error", "Mean error", "In the 90 % interval"]
+        parts.append(table(head, [
+            (name, number(row["n_foretold"]), number(row["n_points"]), row["form"], f"{100 * row['rms_relative_error']:.1f} %",
+             f"{100 * row['mean_relative_error']:+.1f} %", f"{100 * row['inside']:.0f} %")
+            for name, row in laws["extrapolation"].items()]))
+    if laws["held_out"]:
+        head = ["Foretold before it was run", "Foretold", "90 % interval", "Measured", "Error"]
+        parts.append(table(head, [
+            (f"{row['flops']:.2g} FLOPs, {row['n_parameters']:,.0f} weights, {row['n_frames']:,.0f} frames",
+             number(row["foretold"]), join([number(row["low"]), number(row["high"])], " to "), number(row["measured"]),
+             f"{100 * row['relative_error']:+.1f} %") for row in laws["held_out"]]))
+    return join(parts) if parts else absent("Too few trainings to leave any out.")
 
 
 def _laws(laws: dict[str, Any]) -> Html:
