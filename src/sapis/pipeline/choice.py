@@ -58,7 +58,7 @@ def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, level: st
         starts, n = found, recipe.n_candidates if number else max(2 * recipe.n_start, recipe.n_start + 10)
         n_displaced, seed = round(recipe.displaced_fraction * n), derive_seed(recipe.seed, "candidates", number)
         if number == 0:  # what drives it then knows no doubt, or not of this system
-            dynamics = dynamics.model_copy(update={"bias": 0.0, "max_uncertainty_eV_A": None})
+            dynamics = dynamics.without_doubt()
         found, endings = make_candidates(starts, driver, recipe.temperatures_K, n - n_displaced, dynamics, seed, folder,
                                          recipe.workers)
         if n_displaced and system.smiles:

@@ -123,7 +123,8 @@ def seen_by_force(system: System, atom: int, cutoff: float, n_layers: int) -> np
 
 def _labelled(path: Path, systems: Sequence[System], request: LabelRequest) -> list[System | None]:
     """What came of each; None where it failed."""
-    _, outcomes = label_at(path, systems, request.labeler, executor_of(request), limits=request.limits)
+    _, outcomes = label_at(path, systems, request.labeler, executor_of(request.cluster, request.workers),
+                           limits=request.limits)
     return [found if isinstance(found, System) else None for found in outcomes]
 
 

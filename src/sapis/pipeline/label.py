@@ -47,9 +47,9 @@ def read_request(path: Path) -> LabelRequest:
     return parse_config(LabelRequest, load_yaml(path), where=str(path))
 
 
-def executor_of(request: LabelRequest) -> Executor:
-    """Where ``request`` is computed."""
-    return ClusterExecutor(request.cluster) if request.cluster else LocalExecutor(request.workers)
+def executor_of(cluster: ClusterConfig | None, workers: int | None) -> Executor:
+    """Jobs of ``cluster``, or without one so many processes here."""
+    return ClusterExecutor(cluster) if cluster else LocalExecutor(workers)
 
 
 def label_files(inputs: Sequence[Path], output: Path, request: LabelRequest, *, index: slice | None = None,
@@ -64,7 +64,7 @@ def label_files(inputs: Sequence[Path], output: Path, request: LabelRequest, *, 
     """
     refuse_inputs({"output": output}, inputs)
     labeler = build_labeler(request.labeler)
-    executor = executor_of(request)
+    executor = executor_of(request.cluster, request.workers)
     watch = Stopwatch()
     with Store.at(output, level=labeler.level) as store:
         first = len(store)

@@ -28,8 +28,6 @@ from sapis.core.version import __version__
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
-from sapis.executors.cluster import ClusterExecutor
-from sapis.executors.executor import Executor, LocalExecutor
 from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
@@ -37,6 +35,7 @@ from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.choice import ASKED, RANDOM, NothingToAsk, choose, explored, worth_a_label
+from sapis.pipeline.label import executor_of
 from sapis.pipeline.members import trained_members
 from sapis.pipeline.workspace import Workspace
 from sapis.potential.bundle import hash_tensors
@@ -100,7 +99,7 @@ class _Run:
         self.last_fresh: tuple[int, tuple[list[System], dict[str, int]]] | None = None  # of a round
         self.labeler = build_labeler(recipe.labeler)
         self.level = recipe.to_level or self.labeler.level  # of theory, of all labels
-        self.executor: Executor = ClusterExecutor(recipe.cluster) if recipe.cluster else LocalExecutor(recipe.workers)
+        self.executor = executor_of(recipe.cluster, recipe.workers)
         self._require_one_level()
 
     def _require_one_level(self) -> None:
@@ -190,25 +189,28 @@ class _Run:
     # Its steps
 
     def _candidates(self, number: int) -> None:
-        recipe, driver = self.recipe, self.recipe.labeler
+        recipe = self.recipe
         model = self._path(number - 1, MODEL) if number else recipe.start
-        if model is not None:
-            arguments = {"path": str(model)}
-            if self.level in (levels := load(model).potential.conditions.levels) and len(levels) > 1:
-                arguments["level"] = self.level
-            driver = LabelerConfig(name="potential", arguments=arguments, is_stateless=True,
-                                   max_force_eV_A=recipe.labeler.max_force_eV_A)
         inputs = self._settings("system", "pool", "n_candidates", "n_start", "temperatures_K", "candidates", "displaced_fraction",
                                 "seed", "labeler")
         file = recipe.system.file if recipe.system else recipe.pool
         inputs |= {"model": model and hash_file(model), "structures": file and hash_file(file), "method": self.labeler.method}
 
         def run() -> dict[str, Any]:
+            driver = self._driver(model) if model else recipe.labeler
             found, endings = explored(recipe, number, driver, self.level, self._path(number, "trajectories"))
             write_systems(self._path(number, "candidates.extxyz"), found)
             return {"n": len(found), "endings": endings}
 
         self._step(number, "candidates", inputs, "candidates.extxyz", run)
+
+    def _driver(self, model: Path) -> LabelerConfig:
+        """Dynamics by a model; one of several levels of theory is told which."""
+        arguments = {"path": str(model)}
+        if self.level in (levels := load(model).potential.conditions.levels) and len(levels) > 1:
+            arguments["level"] = self.level
+        return LabelerConfig(name="potential", arguments=arguments, is_stateless=True,
+                             max_force_eV_A=self.recipe.labeler.max_force_eV_A)
 
     def _is_reached(self, number: int) -> str:
         """Why no more labels are needed, if they are not."""

@@ -59,7 +59,7 @@ def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
                             n_conformers=recipe.candidates.n_conformers, seed=recipe.seed)
     hot, n_total = recipe.hot_temperature_K, recipe.budget.labels
     # For rounds of asking: the labeler knows no doubt.
-    how = recipe.candidates.model_copy(update={"bias": 0.0, "max_uncertainty_eV_A": None}) if recipe.active else recipe.candidates
+    how = recipe.candidates.without_doubt() if recipe.active else recipe.candidates
     n_hot = round(n_total * recipe.split.hot) if hot is not None else 0
     seed = derive_seed(recipe.seed, "candidates")
     found, endings = make_candidates(starts, recipe.labeler, recipe.temperatures_K, n_total - n_hot, how, seed, folder,

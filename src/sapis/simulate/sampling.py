@@ -72,6 +72,10 @@ class CandidatesConfig(Config):
             raise ValueError("rattle_stdev_A: two positive numbers, the smaller first")
         return self
 
+    def without_doubt(self) -> CandidatesConfig:
+        """The same for a driver that knows no uncertainty."""
+        return self.model_copy(update={"bias": 0.0, "max_uncertainty_eV_A": None})
+
 
 @dataclass(frozen=True)
 class Trajectory:
