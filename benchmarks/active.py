@@ -34,6 +34,7 @@ from sapis.data.system import System
 from sapis.evaluate.errors import evaluate
 from sapis.pipeline.active import active
 from sapis.pipeline.active_config import ActiveRecipe
+from sapis.uncertainty.learning_curve import labels_needed
 
 RANDOM, ASKED = "random", "largest and diverse"
 STRATEGIES = (RANDOM, ASKED, "largest", "diverse", "information")
@@ -104,19 +105,6 @@ def one(pool: str, strategy: str, seed: int) -> dict[str, Any]:
         "energy_rmse_meV_atom": [found["energy_rmse_meV_atom"] for found in errors],
         **{key: sum(record.cost[key] for record in outcome.rounds) for key in ("cpu_seconds", "flops")},
     }
-
-
-def labels_needed(n_labels: np.ndarray, errors: np.ndarray, target: float) -> float:
-    """Labels at which ``errors`` reach ``target``, between rounds by a power law; infinite if they do not."""
-    lowest = np.minimum.accumulate(errors)
-    below = np.flatnonzero(lowest <= target)
-    if len(below) == 0:
-        return float("inf")
-    k = int(below[0])
-    if k == 0:
-        return float(n_labels[0])
-    share = np.log(lowest[k - 1] / target) / np.log(lowest[k - 1] / lowest[k])
-    return float(n_labels[k - 1] * (n_labels[k] / n_labels[k - 1]) ** share)
 
 
 def ratio(runs: dict[str, Any], strategy: str) -> dict[str, float]:

@@ -30,6 +30,7 @@ from sapis.pipeline.active_config import ActiveRecipe, read_active_recipe
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior, UncertainPotential
 from sapis.potential.prediction import Prediction
+from sapis.uncertainty.dropout import Dropout
 from sapis.uncertainty.stopping import StopRules, enough, error_below_which, expected_gain
 
 
@@ -226,6 +227,29 @@ def test_a_pool_and_a_model_to_begin_from(finished: Path, tmp_path: Path) -> Non
     assert len(found.rounds) == 2 and found.rounds[-1].result["n_train"] + found.rounds[-1].result["n_held"] == 30
     with pytest.raises(ConfigError, match="either a system or a pool"):
         recipe(tmp_path / "other", pool="pool.extxyz")
+
+
+@pytest.mark.slow
+def test_a_control_learns_from_as_many_labels_at_random(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "out"
+    write_pool(tmp_path / "run" / "pool.extxyz", 90)
+    dropout = {"method": "dropout", "members": 2}
+    settings: dict[str, object] = {"system": None, "pool": "pool.extxyz", "control": True, "uncertainty": dropout}
+    found = active(recipe(tmp_path / "run", **settings))
+    rounds = [read_systems(folder / f"round-{number:02d}" / "labelled.extxyz") for number in range(3)]
+    arms = [[frame.tags["arm"] for frame in frames] for frames in rounds]
+    assert [[arm.count(name) for name in ("asked", "random", "control")] for arm in arms] == [[10, 10, 0], [8, 2, 8], [8, 2, 8]]
+    held, learned = ([frame.structure_hash() for frames in rounds for frame in frames if frame.tags["arm"] == arm]
+                     for arm in ("random", "control"))
+    assert not set(held) & set(learned)
+    curves = read_json(folder / "records" / "curves.json")["result"]
+    assert curves["n_train"] == [10, 18, 26] and curves["n_held"] == 14
+    assert curves["asked"][0] == curves["control"][0] and curves["asked"][1:] != curves["control"][1:]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "as many labels at random" in page and "training of the control" in page
+    assert isinstance(load(found.model).potential, Dropout)
+    before = found.model.read_bytes()
+    assert active(recipe(tmp_path / "run", **settings)).model.read_bytes() == before
 
 
 @pytest.mark.slow

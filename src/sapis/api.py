@@ -16,14 +16,15 @@ from sapis.potential.bundle import Bundle, read_bundle, write_bundle
 from sapis.potential.calculator import SapisCalculator
 from sapis.potential.prediction import Prediction
 from sapis.uncertainty.distance import Distance
+from sapis.uncertainty.dropout import Dropout
 from sapis.uncertainty.ensemble import Ensemble
 from sapis.uncertainty.evidential import Evidential
 from sapis.uncertainty.last_layer import Laplace, Shallow
 from sapis.uncertainty.one_model import OneModel
 from sapis.uncertainty.uncertain import Uncertain
 
-ARCHITECTURES: dict[str, type[TransformerPotential] | type[Ensemble] | type[OneModel]] = {
-    "transformer": TransformerPotential, "ensemble": Ensemble,
+ARCHITECTURES: dict[str, type[TransformerPotential] | type[Ensemble] | type[Dropout] | type[OneModel]] = {
+    "transformer": TransformerPotential, "ensemble": Ensemble, "dropout": Dropout,
     **{kind.name: kind for kind in (Laplace, Shallow, Distance, Evidential)}}
 
 

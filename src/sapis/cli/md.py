@@ -26,7 +26,10 @@ def md(
         min=0, help="Count such steps instead, keep the first such structure, and go on.")] = None,
     stopped: Annotated[Path, typer.Option(help="Where that structure goes.")] = Path("stopped.extxyz"),
     bias: Annotated[float, typer.Option(
-        min=0, help="Draw it to what the model does not know: forces of the bias over those of the model (with nvt).")] = 0.0,
+        help="Draw it to what the model does not know, or below 0 back from there: forces of the bias over those of the model "
+        "(with nvt).")] = 0.0,
+    bias_above: Annotated[float, typer.Option(
+        min=0, help="Only at steps at which a force is more uncertain than this, eV/Å.")] = 0.0,
     level: Level = "",
     output: Annotated[Path | None, typer.Option(help="Write the record as JSON here.")] = None,
 ) -> None:
@@ -48,6 +51,8 @@ def md(
     if bias and ensemble != "nvt":
         raise ConfigError(expected="--ensemble nvt with --bias: a thermostat takes up its work", received=ensemble,
                           where="--bias", todo="add --ensemble nvt, or leave the bias out")
+    if bias_above and not bias:
+        raise ConfigError(expected="--bias with --bias-above", received="no bias", where="--bias-above", todo="say how strong")
     if ensemble not in ("nve", "nvt"):
         raise ConfigError(expected="nve or nvt", received=ensemble, where="--ensemble", todo="give one of them")
     (system,) = at_level(read_systems(structure)[:1], level)
@@ -58,7 +63,7 @@ def md(
         if not isinstance(calculator.potential, UncertainPotential):
             raise ConfigError(expected="a model that knows its doubt", received="one that does not", where=f"--bias, {model}",
                               todo="train it with an uncertainty")
-        atoms.calc = BiasedCalculator(calculator.potential, bias, level=system.level)
+        atoms.calc = BiasedCalculator(calculator.potential, bias, above=bias_above, level=system.level)
     kind = run_nve if ensemble == "nve" else run_nvt
     trace = kind(atoms, temperature_K=temperature_K, timestep_fs=timestep_fs, time_ps=time_ps, seed=seed,
                  max_uncertainty_eV_A=limit, goes_on=warn_above is not None)

@@ -24,8 +24,9 @@ def channel_factors(potential: TransformerPotential, rate: float, seed: int) -> 
         factors = (torch.rand(potential.config.n_channels, generator=random) >= rate).to(potential.dtype) / (1 - rate)
         # Rows of the linear map of torch make channels, columns of ours do.
         makers = {"update.weight": factors, "keep.weight": factors, "gate.narrow.weight": factors[:, None]}
-        found |= {f"transformer.layers.{number}.{name}": factor.expand_as(layer.get_parameter(name))
-                  for name, factor in makers.items()}
+        for name, factor in makers.items():
+            weight = layer.get_parameter(name)
+            found[f"transformer.layers.{number}.{name}"] = factor.to(weight.device).expand_as(weight)
     return found
 
 
@@ -36,4 +37,5 @@ def dropped(potential: TransformerPotential, rate: float, seed: int) -> Transfor
     for name, factors in channel_factors(potential, rate, seed).items():
         weights[name] = weights[name] * factors
     other.load_state_dict(weights)
-    return other.train(potential.training).requires_grad_(next(potential.parameters()).requires_grad)
+    own = next(potential.parameters())
+    return other.to(own.device).train(potential.training).requires_grad_(own.requires_grad)

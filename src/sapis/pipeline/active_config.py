@@ -47,6 +47,8 @@ class ActiveRecipe(RoundsConfig):
     uncertainty: UncertaintyConfig = UncertaintyConfig(method="distance")
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig(epochs=100)
+    control: bool = Field(False, description="train a second model on as many labels at random, to see what choosing brings: "
+                          "twice the labels and the training")
     workers: int | None = Field(None, ge=1, description="processes for labels and trajectories; default: one a core")
     cluster: ClusterConfig | None = Field(None, description="where labels are computed, if not on this machine")
     seed: int = Field(0, ge=0, lt=2**63)
@@ -71,8 +73,8 @@ class ActiveRecipe(RoundsConfig):
             raise ValueError("another uncertainty than ensemble with one model to begin from: all members would be alike")
         if self.training.seed != 0:
             raise ValueError("no seed under training: a recipe gives it as seed")
-        if self.uncertainty.method in ("none", "dropout"):
-            raise ValueError("an uncertainty among distance, laplace, shallow, evidential and ensemble")
+        if self.uncertainty.method == "none":
+            raise ValueError("an uncertainty among distance, laplace, shallow, evidential, dropout and ensemble")
         return self
 
 

@@ -25,7 +25,7 @@ from sapis.simulate.structures import load_structure
 from sapis.uncertainty.select import in_common_units, points_of, select
 from sapis.uncertainty.uncertain import Uncertain
 
-ASKED, RANDOM = "asked", "random"  # arms: values of the tag `arm`
+ASKED, RANDOM, CONTROL = "asked", "random", "control"  # arms: values of the tag `arm`
 MIN_HELD = 10  # frames that validate from the start on: fewer calibrate nothing, and the labels of some may fail
 
 
@@ -96,14 +96,16 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out:
         raise NothingToAsk(expected=f"more than {n_random if number else n} candidates that are not labelled yet",
                            received=f"{len(fresh)}{why}", where=f"round {number}",
                            todo="give a larger pool or more n_candidates, or fewer rounds")
-    stds = np.zeros(len(fresh))
+    stds, control = np.zeros(len(fresh)), np.zeros(0, dtype=int)
     if potential is not None:
         stds = np.array([one.force_std.max() for one in potential.posterior(fresh)])
         rest = _apart(fresh, rest, at_random, n - n_random)
         points, old = in_common_units(points_of(potential.first, fresh), points_of(potential.first, learned))
         asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=old, rng=rng)]
+        if recipe.control:  # from the same ones, the chosen among them
+            control = rng.choice(rest, len(asked), replace=False)
     chosen = [fresh[k].with_tags(arm=arm, uncertainty_eV_A=float(stds[k]))
-              for arm, numbers in ((ASKED, asked), (RANDOM, at_random)) for k in numbers]
+              for arm, numbers in ((ASKED, asked), (RANDOM, at_random), (CONTROL, control)) for k in numbers]
     return chosen, {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(fresh),
                     "uncertainty_asked_eV_A": float(stds[asked].mean()), "uncertainty_all_eV_A": float(stds.mean())}
 

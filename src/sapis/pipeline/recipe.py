@@ -100,10 +100,10 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _can_be_uncertain(self) -> Recipe:
-        if self.active and self.uncertainty.method in ("ensemble", "dropout"):
-            raise ValueError(f"another uncertainty than {self.uncertainty.method} for a model that asks: it goes on from one")
-        if self.auto and self.uncertainty.method in ("ensemble", "dropout"):
-            raise ValueError(f"another uncertainty than {self.uncertainty.method} for a model that grows: all its members would")
+        if self.active and self.uncertainty.method == "ensemble":
+            raise ValueError("another uncertainty than ensemble for a model that asks: it goes on from one")
+        if self.auto and self.uncertainty.method == "ensemble":
+            raise ValueError("another uncertainty than ensemble for a model that grows: all its members would")
         return self
 
     @model_validator(mode="after")

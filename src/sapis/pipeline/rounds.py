@@ -34,7 +34,7 @@ from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active_config import ActiveRecipe
-from sapis.pipeline.choice import ASKED, RANDOM, NothingToAsk, choose, explored, worth_a_label
+from sapis.pipeline.choice import ASKED, CONTROL, RANDOM, NothingToAsk, choose, explored, worth_a_label
 from sapis.pipeline.label import executor_of
 from sapis.pipeline.members import trained_members
 from sapis.pipeline.workspace import Workspace
@@ -42,6 +42,7 @@ from sapis.potential.bundle import hash_tensors
 from sapis.potential.calibration import MIN_ERRORS
 from sapis.potential.posterior import Posterior
 from sapis.report.active import ActiveStory, write_active_report
+from sapis.training.config import TrainingConfig
 from sapis.training.fit import at_new_level, known_potential, new_potential
 from sapis.training.loop import Training
 from sapis.uncertainty.assess import assess, force_reliability, require_enough
@@ -51,6 +52,7 @@ from sapis.uncertainty.stopping import enough
 from sapis.uncertainty.uncertain import Uncertain
 
 STORE, MODEL, REPORT = "labels.store", "model.sapis", "report.html"
+CONTROL_MODEL = "control.sapis"
 N_SHOWN = 3  # structures of each round in the report
 
 
@@ -137,10 +139,13 @@ class _Run:
                     reason = f"nothing to ask for in round {number}: {end.expected} were wanted, and there are {end.received}"
                     break
             self._model(number)
+            if self.recipe.control and number:
+                self._control(number)
         source = self._path(len(self.models) - 1, MODEL)
         final = self.work.step("bundle", {"model": hash_file(source)}, [MODEL], lambda: self._bundle(source))
+        curves = self._curves() if self.recipe.control and len(self.models) > 1 else {}
         write_active_report(self.work.path(REPORT), ActiveStory(
-            self.recipe.name, reason, self.rounds, self._least_certain(), self.breadth))
+            self.recipe.name, reason, self.rounds, self._least_certain(), self.breadth, curves))
         return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.models, reason)
 
     # What a round knows
@@ -161,8 +166,7 @@ class _Run:
         """Of each round some that were asked for."""
         found = []
         for number in range(1, len(self.labels)):
-            asked = [system for system in read_systems(self._path(number, "labelled.extxyz")) if system.tags["arm"] == ASKED]
-            asked.sort(key=lambda system: -float(system.tags["uncertainty_eV_A"]))
+            asked = sorted(self._labelled(number, ASKED), key=lambda system: -float(system.tags["uncertainty_eV_A"]))
             found += [system.with_tags(caption=f"round {number}: {float(system.tags['uncertainty_eV_A']):.2f} eV/Å")
                       for system in asked[:N_SHOWN]]
         return found
@@ -176,7 +180,11 @@ class _Run:
 
     def _known(self, arm: str) -> list[System]:
         """All labelled frames of an arm so far."""
-        return [system for system in self._so_far("labelled") if system.tags["arm"] == arm]
+        return [system for number in range(len(self.labels)) for system in self._labelled(number, arm)]
+
+    def _labelled(self, number: int, arm: str) -> list[System]:
+        """Those of a round."""
+        return [system for system in read_systems(self._path(number, "labelled.extxyz")) if system.tags["arm"] == arm]
 
     def _fresh(self, number: int) -> tuple[list[System], dict[str, int]]:
         """Candidates of a round that are worth a label, and how many are not; the model looks at them once."""
@@ -238,7 +246,7 @@ class _Run:
 
     def _choice(self, number: int) -> Record:
         inputs = self.rounds[number]["candidates"].result["files"] | self._settings(
-            "strategy", "n_start", "n_per_round", "random_fraction", "seed", "energy_window_eV_atom", "labeler")
+            "strategy", "n_start", "n_per_round", "random_fraction", "control", "seed", "energy_window_eV_atom", "labeler")
         inputs |= {"known": [record.result["files"] for record in self.labels],
                    "model": self.models[-1].result["files"] if self.models else None}
 
@@ -290,7 +298,8 @@ class _Run:
                     received=f"{counts[ASKED]} and {counts[RANDOM]} of {len(systems)}: {why}",
                     where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
             write_systems(self._path(number, "labelled.extxyz"), [replace(system, level=self.level) for system in labelled])
-            return {"n_labelled": len(labelled), "failures": failures, **self._method(number, systems),
+            n_labelled = len({system.structure_hash() for system in labelled})  # the control may have one that was asked for
+            return {"n_labelled": n_labelled, "failures": failures, **self._method(number, systems),
                     "cost": {"cpu_seconds": done.total_cpu_seconds - sum(record.cost["cpu_seconds"] for record in self.labels)}}
 
         inputs = self._settings("labeler", "to_level") | chosen.result["files"] | {"method": self.labeler.method}
@@ -305,15 +314,11 @@ class _Run:
 
         def run() -> dict[str, Any]:
             train, held = self._known(ASKED), self._known(RANDOM)
-            fresh = {arm: [system for system in read_systems(self._path(number, "labelled.extxyz")) if system.tags["arm"] == arm]
-                     for arm in (ASKED, RANDOM)}
+            fresh = {arm: self._labelled(number, arm) for arm in (ASKED, RANDOM)}
             old = held[: len(held) - len(fresh[RANDOM])]
-            settings = recipe.training.model_copy(update={"seed": derive_seed(recipe.seed, "round", number)})
+            settings = self._training(number)
             before = self._errors(self._present(number - 1), old, fresh) if number else {}
             folder = self._path(number, "training")
-
-            if number and recipe.later_learning_rate is not None:
-                settings = settings.model_copy(update={"learning_rate": recipe.later_learning_rate})
             first = Training(self._begin(train, settings.seed, 0), train, held, settings, folder / "member-0")
             progress = first.run()
             spent = [{"cpu_seconds": progress.cpu_seconds, "flops": progress.flops}]
@@ -340,6 +345,47 @@ class _Run:
                     "cost": {key: sum(each[key] for each in spent) for key in ("cpu_seconds", "flops")}}
 
         self.models.append(self._step(number, "model", inputs, MODEL, run))
+
+    def _training(self, number: int) -> TrainingConfig:
+        """Settings of a round's training."""
+        recipe, changes = self.recipe, dict[str, Any](seed=derive_seed(self.recipe.seed, "round", number))
+        if number and recipe.later_learning_rate is not None:
+            changes["learning_rate"] = recipe.later_learning_rate
+        return recipe.uncertainty.trained_with(recipe.training.model_copy(update=changes))
+
+    def _control(self, number: int) -> None:
+        """A model that goes on from the first one with labels at random, as many as were asked for."""
+        recipe, before = self.recipe, self._path(number - 1, CONTROL_MODEL if number > 1 else MODEL)
+        inputs = self._settings("training", "uncertainty", "seed", "to_level", "later_learning_rate") | {
+            "labels": [record.result["files"] for record in self.labels], "from": hash_file(before)}
+
+        def run() -> dict[str, Any]:
+            train, held = self._labelled(0, ASKED) + self._known(CONTROL), self._known(RANDOM)
+            start = at_new_level(_one_of(before), train, recipe.to_level)
+            potential, _ = known_potential(start, train, precision=recipe.training.precision)
+            training = Training(potential, train, held, self._training(number), self._path(number, "training") / CONTROL)
+            spent = training.run()
+            save(self._path(number, CONTROL_MODEL), training.potential, {"level_of_theory": self.labels[0].result["method"]})
+            return {"n_train": len(train), "cost": {"cpu_seconds": spent.cpu_seconds, "flops": spent.flops}}
+
+        self._step(number, CONTROL, inputs, CONTROL_MODEL, run)
+
+    def _curves(self) -> dict[str, Any]:
+        """Errors of one model of each round, of the control's too, on all frames that were held out: both have the same number
+        of labels.
+        """
+        numbers = range(len(self.models))
+        files = {ASKED: [self._path(number, MODEL) for number in numbers],
+                 CONTROL: [self._path(number, CONTROL_MODEL if number else MODEL) for number in numbers]}
+
+        def run() -> dict[str, Any]:
+            held = self._known(RANDOM)
+            return {"n_train": [record.result["n_train"] for record in self.models], "n_held": len(held), **{
+                arm: [_figures(evaluate(_one_of(file), held)) for file in own] for arm, own in files.items()}}
+
+        inputs = {"version": __version__, "held": [record.result["files"] for record in self.labels],
+                  "models": {arm: [hash_file(file) for file in own] for arm, own in files.items()}}
+        return self.work.step("curves", inputs, [], run).result
 
     def _begin(self, train: Sequence[System], seed: int, member: int) -> TransformerPotential:
         """What member ``member`` of an ensemble, or the only model, goes on from, with reference energies of all labels."""
@@ -372,6 +418,12 @@ class _Run:
     def _bundle(self, source: Path) -> dict[str, Any]:
         model = load(source)
         return {"file_hash": save(self.work.path(MODEL), model.potential, model.card)}
+
+
+def _one_of(file: Path) -> TransformerPotential:
+    """The model in a file, or the first of several."""
+    found = load(file).potential
+    return found.first if isinstance(found, Uncertain) else found
 
 
 def _figures(errors: dict[str, Any]) -> dict[str, Any]:

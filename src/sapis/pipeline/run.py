@@ -90,9 +90,7 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
         lambda: steps.data(recipe, work.path("labels.extxyz"), work.folder),
     )
     changes: dict[str, Any] = {"cpu_seconds": None if recipe.auto else recipe.budget.cpu_seconds, "seed": recipe.seed}
-    if recipe.uncertainty.method == "dropout":
-        changes["dropout"] = recipe.uncertainty.dropout
-    training = recipe.training.model_copy(update=changes)
+    training = recipe.uncertainty.trained_with(recipe.training.model_copy(update=changes))
     isolated = {int(z): value for z, value in labelled.result["isolated"].items()}
 
     def begin(seed: int) -> tuple[TransformerPotential, dict[str, ReferenceEnergies]]:

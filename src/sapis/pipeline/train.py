@@ -84,9 +84,7 @@ def train_files(
     if previous is not None and request.uncertainty.method == "ensemble":
         raise ConfigError(expected="another uncertainty than ensemble with a model to go on from: all members would be alike",
                           received="ensemble", where=f"--start {start}", todo="take distance, laplace, shallow or evidential")
-    settings = request.training
-    if request.uncertainty.method == "dropout":
-        settings = settings.model_copy(update={"dropout": request.uncertainty.dropout})
+    settings = request.uncertainty.trained_with(request.training)
     needed = [name for name, weight in (("energy", settings.energy_weight), ("forces", settings.force_weight)) if weight]
     train: Sequence[System] = Store(data) if is_store(data) else read_systems(data, keys=keys, require=needed)
     if validation is not None:

@@ -17,8 +17,9 @@ from sapis.report.figures import BLUE, GREEN, GREY, INK, ORANGE, doubt
 from sapis.report.markup import Html, absent, asset, duration, facts, figure, join, number, table, tag
 from sapis.report.page import document
 from sapis.report.structures import structure_view
+from sapis.uncertainty.learning_curve import labels_needed
 
-NAMES = {"candidates": "exploration", "labels": "labels", "model": "training"}
+NAMES = {"candidates": "exploration", "labels": "labels", "model": "training", "control": "training of the control"}
 CHEAP = {"candidates": "exploration", "labels": "labels", "train": "training"}
 
 
@@ -32,6 +33,8 @@ class ActiveStory:
         rounds: by step (``candidates``, ``choice``, ``labels``, ``model``) the record of each round that had it.
         structures: that were asked for, with captions.
         breadth: records of ``candidates``, ``labels`` and ``train`` of cheap labels that came first; empty if there were none.
+        curves: numbers of labels ``n_train`` and, of the arms ``asked`` and ``control``, errors on all frames that were held out;
+            empty without a control.
     """
 
     title: str
@@ -39,6 +42,7 @@ class ActiveStory:
     rounds: Sequence[dict[str, Record]]
     structures: Sequence[System]
     breadth: Mapping[str, Record] = field(default_factory=dict)
+    curves: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_active_report(path: Path, story: ActiveStory) -> None:
@@ -79,7 +83,28 @@ def _learning(story: ActiveStory) -> Html:
     stopped = facts([("stopped", story.reason), ("rounds", number(len(models) - 1))])
     caption = ("Frames at random come from where the model went by itself; their error is what it makes there. Where frames that "
                "were asked for have larger errors, it asked well.")
-    return join([stopped, figure(picture, caption)])
+    return join([stopped, figure(picture, caption), _against_random(story.curves)])
+
+
+def _against_random(curves: Mapping[str, Any]) -> Html:
+    """What choosing brought, where a control says so."""
+    if not curves:
+        return Html("")
+    n = np.array(curves["n_train"], dtype=float)
+    errors = {arm: np.array([each["force_rmse_meV_A"] for each in curves[arm]]) for arm in ("asked", "control")}
+    with canvas(9.2, 3.4) as drawing:
+        ax = drawing.subplots()
+        for arm, colour, words in (("asked", ORANGE, "labels that were asked for"), ("control", BLUE, "as many at random")):
+            ax.plot(n, errors[arm], "o-", color=colour, label=words)
+        ax.set(xlabel="labels that were learned from", ylabel="force error (meV/Å)")
+        log_if_positive(ax, np.concatenate(list(errors.values())))
+        ax.legend()
+        picture = svg(drawing, "against-random", "Labels that were asked for against as many at random")
+    needed = labels_needed(n, errors["asked"], errors["control"][-1])
+    found = (f"{needed / n[-1]:.2f} times the labels" if np.isfinite(needed)
+             else "not reached: choosing brought nothing on these frames")
+    return join([facts([("the error of as many labels at random, with those asked for", found)]),
+                 figure(picture, f"Errors of one model of each round on the {curves['n_held']} frames held out in all rounds.")])
 
 
 def _asked(story: ActiveStory) -> Html:
@@ -137,7 +162,8 @@ def _forgetting(story: ActiveStory) -> Html:
 
 def _cost(story: ActiveStory) -> Html:
     lines = [_line(f"cheap {words}", [story.breadth[step]]) for step, words in CHEAP.items() if step in story.breadth]
-    lines += [_line(words, [found[step] for found in story.rounds if step in found]) for step, words in NAMES.items()]
+    lines += [_line(words, steps) for step, words in NAMES.items()
+              if (steps := [found[step] for found in story.rounds if step in found])]
     counts = [("labels", number(sum(found["labels"].result["n_labelled"] for found in story.rounds if "labels" in found)))]
     if "labels" in story.breadth:
         counts.insert(0, ("cheap labels", number(story.breadth["labels"].result["n_labelled"])))

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from sapis.core.config import Config
+from sapis.training.config import TrainingConfig
 
 Method = Literal["none", "distance", "laplace", "shallow", "evidential", "dropout", "ensemble"]
 
@@ -24,3 +25,7 @@ class UncertaintyConfig(Config):
     def n_members(self) -> int:
         """As many as asked for, or as usual."""
         return self.members or (16 if self.method == "shallow" else 4)
+
+    def trained_with(self, training: TrainingConfig) -> TrainingConfig:
+        """``training`` as the method needs it."""
+        return training.model_copy(update={"dropout": self.dropout}) if self.method == "dropout" else training

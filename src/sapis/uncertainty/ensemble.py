@@ -1,29 +1,48 @@
-"""`Ensemble`: several models of one kind, whose disagreement is the uncertainty.
-
-They were trained from different weights (a deep ensemble), or are one model that was trained with channels left out at random,
-each without some of them (Monte Carlo dropout; Gal and Ghahramani, ICML 2016).
-"""
+"""`Ensemble`: several models of one kind, trained from different weights, whose disagreement is the uncertainty."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from sapis.core.errors import ModelError
-from sapis.core.seeds import derive_seed
 from sapis.data.system import System
-from sapis.model.dropout import dropped
 from sapis.model.potential import TransformerPotential
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
 from sapis.uncertainty.uncertain import Uncertain
 
 
-class Ensemble(Uncertain):
-    """A potential that is the mean of its members, and says how far they are apart.
+class Members(Uncertain):
+    """A potential that is the mean of several models, and says how far they are apart."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[TransformerPotential]:
+        """The models."""
+
+    def posterior(self, systems: Sequence[System]) -> list[Posterior]:
+        """See `Uncertain.posterior`."""
+        predicted = [member.predict(systems) for member in self]
+        return [Posterior.of_members(found).calibrated(self.calibrations, system.numbers)
+                for system, *found in zip(systems, *predicted, strict=True)]
+
+    def variance_gradients(self, systems: Sequence[System]) -> list[np.ndarray]:
+        """See `Uncertain.variance_gradients`: of ``sum (E_m - E)^2 / (M - 1)``."""
+        found = []
+        for members in zip(*(member.predict(systems) for member in self), strict=True):
+            energies, forces = np.array([one.energy for one in members]), np.stack([one.forces for one in members])
+            shifts = energies - energies[0]
+            moved = shifts - shifts.mean()
+            found.append(-2 * self._energy_factor() ** 2 / (len(members) - 1) * np.einsum("m,mia->ia", moved, forces))
+        return found
+
+
+class Ensemble(Members):
+    """Models that were trained apart (a deep ensemble).
 
     Args:
         members: two or more, of the same elements, cutoff, precision, charges, multiplicities and levels of theory.
@@ -47,41 +66,13 @@ class Ensemble(Uncertain):
                                      where=f"member {number} of the ensemble", todo="train all on the same data with one recipe")
         self.members = nn.ModuleList(members)
 
-    @classmethod
-    def by_dropout(cls, potential: TransformerPotential, rate: float, members: int, seed: int = 0) -> Ensemble:
-        """Copies of ``potential`` without some of its channels, which are the same ones for good: along a trajectory each member
-        conserves its energy.
-
-        Args:
-            potential: trained with the same ``rate``.
-        """
-        return cls([dropped(potential, rate, derive_seed(seed, "member", number)) for number in range(members)])
-
-    def __iter__(self) -> Any:
-        return iter(self.members)
+    def __iter__(self) -> Iterator[TransformerPotential]:
+        return iter(self.members)  # type: ignore[arg-type]
 
     @property
     def first(self) -> TransformerPotential:
         """The first member."""
-        member = self.members[0]
-        assert isinstance(member, TransformerPotential)
-        return member
-
-    def posterior(self, systems: Sequence[System]) -> list[Posterior]:
-        """See `Uncertain.posterior`."""
-        predicted = [member.predict(systems) for member in self]
-        return [Posterior.of_members(found).calibrated(self.calibrations, system.numbers)
-                for system, *found in zip(systems, *predicted, strict=True)]
-
-    def variance_gradients(self, systems: Sequence[System]) -> list[np.ndarray]:
-        """See `Uncertain.variance_gradients`: of ``sum (E_m - E)^2 / (M - 1)``."""
-        found = []
-        for members in zip(*(member.predict(systems) for member in self), strict=True):
-            energies, forces = np.array([one.energy for one in members]), np.stack([one.forces for one in members])
-            shifts = energies - energies[0]
-            moved = shifts - shifts.mean()
-            found.append(-2 * self._energy_factor() ** 2 / (len(members) - 1) * np.einsum("m,mia->ia", moved, forces))
-        return found
+        return next(iter(self))
 
     def settings(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values."""

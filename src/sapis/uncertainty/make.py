@@ -9,6 +9,7 @@ from sapis.model.potential import TransformerPotential
 from sapis.uncertainty.assess import calibrate
 from sapis.uncertainty.config import UncertaintyConfig
 from sapis.uncertainty.distance import Distance
+from sapis.uncertainty.dropout import Dropout
 from sapis.uncertainty.ensemble import Ensemble
 from sapis.uncertainty.evidential import Evidential
 from sapis.uncertainty.last_layer import Laplace, Shallow
@@ -33,7 +34,7 @@ def uncertain(model: TransformerPotential, config: UncertaintyConfig, train: Seq
     if config.method == "ensemble":
         found = Ensemble([model, *others()])
     elif config.method == "dropout":
-        found = Ensemble.by_dropout(model, config.dropout, config.n_members, seed)
+        found = Dropout(model, config.dropout, config.n_members, seed)
     elif config.method == "shallow":
         found = Shallow.fitted(model, train, members=config.n_members, seed=seed)
     elif config.method == "evidential":
