@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -200,6 +201,46 @@ def test_labels_are_computed_as_they_are_asked_for(tmp_path: Path) -> None:
     expected = one.to_atoms()
     expected.calc = EMT()
     assert one.energy == pytest.approx(expected.get_potential_energy(), abs=1e-8)
+
+
+class Shifted(EMT):
+    """Another level of theory: other origins of energy, and forces a tenth larger."""
+
+    def calculate(self, *arguments: Any, **settings: Any) -> None:
+        super().calculate(*arguments, **settings)
+        self.results["energy"] = self.results["free_energy"] = 1.1 * self.results["energy"] + 50.0 * len(self.atoms)
+        self.results["forces"] = 1.1 * self.results["forces"]
+
+
+@pytest.mark.slow
+def test_cheap_labels_come_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(100):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
+        frames.append(atoms)
+    ase.io.write(tmp_path / "copper.extxyz", frames)
+    dear = {"name": "ase", "calculator": "test_auto.Shifted", "level": "shifted"}
+    settings = {"flops": 8e9, "label_flops": 4e7, "widths": [16, 32], "n_start": 20, "n_validation": 10, "n_test": 10,
+                "model": {"preset": "nano", "cutoff": 4.0, "n_layers": 1}, "workers": 1, "labeler": dear,
+                "cheap": {"labeler": {"name": "emt"}, "share": 0.5}, "training": {"validations": 1, "warmup_steps": 5},
+                "controller": {"looks": 14, "min_looks": 3}}
+    record = auto(tmp_path / "copper.extxyz", tmp_path / "run", AutoConfig.model_validate(settings))
+    cheap = record.result["cheap"]
+    assert cheap["flops"] <= 4.2e9 and record.cost["flops"] == pytest.approx(8e9, rel=0.05)
+    model = load(tmp_path / "run" / "model.sapis")
+    assert model.potential.conditions.levels == ("shifted",)
+    begun = record.result["events"][0]["look"]["loss"]
+    assert record.result["errors"]["test"]["force_rmse_meV_A"] < begun
+    assert record.result["errors"]["test"]["energy_rmse_meV_atom"] < 1e3
+    stores = [{system.structure_hash() for system in Store(tmp_path / "run" / place / "labels.store")} for place in ("", "cheap")]
+    assert all(len(store) >= 40 for store in stores) and len(stores[0] & stores[1]) >= 20, "held frames are the same ones"
+    assert "first, on cheap labels" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    again = auto(tmp_path / "copper.extxyz", tmp_path / "run", AutoConfig.model_validate(settings))
+    assert again.result == record.result
+    with pytest.raises(ValueError, match="dear ones"):
+        AutoConfig.model_validate({**settings, "labeler": None})
 
 
 @pytest.mark.slow

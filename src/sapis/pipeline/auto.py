@@ -30,6 +30,7 @@ from sapis.data.reference import ReferenceEnergies
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import LocalExecutor
+from sapis.labelers.build import build_labeler
 from sapis.model.config import ModelConfig, dial
 from sapis.model.growth import Growth, larger_config
 from sapis.model.potential import TransformerPotential
@@ -48,6 +49,7 @@ from sapis.training.loop import CHECKPOINT, Training, read_checkpoint
 
 PLAN, EVENTS, MODEL, RECORD, REPORT = "plan.json", "events.json", "model.sapis", "record.json", "report.html"
 LABELS = "labels.store"
+CHEAP = "cheap"  # folder of the training on cheap labels
 MOST_FOR_START = 0.5  # of the budget, for labels to begin with
 N_ERRORS = 200  # frames whose error is the training error
 
@@ -113,6 +115,11 @@ def auto(data: Path, folder: Path, config: AutoConfig, *, isolated: Path | None 
 
 
 def _auto(data: Path, folder: Path, config: AutoConfig, isolated: Path | None) -> Record:
+    before: Record | None = None
+    if config.cheap is not None and config.labeler is not None:
+        before = auto(data, folder / CHEAP, config.on_cheap_labels(), isolated=isolated)
+        level = build_labeler(config.labeler).level
+        config = config.on_dear_labels(folder / CHEAP / MODEL, before.result["size"], before.cost["flops"], level)
     if config.labeler is None:
         pool = Pool.read(data, n_validation=config.n_validation, n_test=config.n_test, group_by=config.group_by,
                          isolated=isolated, seed=config.seed)
@@ -124,6 +131,12 @@ def _auto(data: Path, folder: Path, config: AutoConfig, isolated: Path | None) -
                            seed=config.seed)
     grown = grow_on(pool, folder, config)
     record, spent = grown.record, grown.training.progress
+    if before is not None:
+        costs = {name: before.cost[name] for name in ("cpu_seconds", "flops")}
+        record.cost.update({name: record.cost[name] + cost for name, cost in costs.items()})
+        record.result["cheap"] = {name: before.result[name] for name in ("n_frames", "size", "n_parameters", "label_flops")} | {
+            "labeler": before.result["config"]["labeler"]["name"], **costs,
+            "test_force_rmse_meV_A": before.result["errors"]["test"]["force_rmse_meV_A"]}
     record.result["model_hash"] = save(folder / MODEL, grown.training.potential, {
         "training": {"n_steps": spent.step, "flops": spent.flops}, "test": record.result["errors"]["test"],
         "data": {"hash": pool.data_hash}})

@@ -48,6 +48,14 @@ class GrowthConfig(Config):
                 for values in itertools.product(*(sorted(set(ladder)) for ladder in ladders.values()))]
 
 
+class CheapConfig(Config):
+    """Cheap labels first: the same decisions on them, until they are worth no more or their share of the budget is spent."""
+
+    labeler: LabelerConfig = LabelerConfig()
+    share: float = Field(0.3, gt=0, lt=1, description="of the budget, at most")
+    label_flops: float | None = Field(None, ge=0, description="cost of a cheap label; default: measured")
+
+
 class AutoConfig(GrowthConfig):
     """A training that decides by itself."""
 
@@ -55,6 +63,7 @@ class AutoConfig(GrowthConfig):
     start: Path | None = Field(None, description="model to go on from, of cheaper labels for example; the least size is its own")
     to_level: str = Field("", description="with start: level of theory of the labels, if it is another than the model's")
     labeler: LabelerConfig | None = Field(None, description="method that labels the structures as they are asked for")
+    cheap: CheapConfig | None = Field(None, description="with a labeler: cheap labels first, and a model of them to go on from")
     training: TrainingConfig = TrainingConfig(validations=1)
     n_validation: int = Field(200, ge=1)
     n_test: int = Field(500, ge=1)
@@ -72,7 +81,25 @@ class AutoConfig(GrowthConfig):
             raise ValueError("no settings of the model: it goes on from one that has its own")
         if self.to_level and not self.start:
             raise ValueError("start with to_level: a new model takes its level of theory from the labels")
+        if self.cheap and (self.labeler is None or self.start):
+            raise ValueError("cheap labels with a labeler of dear ones and without a start: they make the model to go on from")
         return self
+
+    def on_cheap_labels(self) -> AutoConfig:
+        """Settings of the training that comes first."""
+        assert self.cheap is not None
+        return self.model_copy(update={
+            "cheap": None, "labeler": self.cheap.labeler, "flops": self.cheap.share * self.flops,
+            "label_flops": self.cheap.label_flops, "target": None, "floor": 0.0})
+
+    def on_dear_labels(self, start: Path, size: Mapping[str, int], spent: float, level: str) -> AutoConfig:
+        """Settings of the training that goes on from ``start``, of that ``size``, when ``spent`` is gone."""
+        def rest(axis: str, ladder: Sequence[int]) -> tuple[int, ...]:
+            return (size[axis], *(value for value in ladder if value > size[axis]))
+
+        return self.model_copy(update={
+            "cheap": None, "start": start, "to_level": level, "model": {}, "flops": self.flops - spent,
+            "widths": rest("n_channels", self.widths), "axes": {axis: rest(axis, ladder) for axis, ladder in self.axes.items()}})
 
 
 def steps_between(sizes: Sequence[Mapping[str, int]]) -> tuple[tuple[int, ...], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sapis.core.files import write_text
 from sapis.core.records import Record
@@ -27,7 +28,7 @@ def render(title: str, record: Record) -> Html:
 def _outcome(record: Record) -> Html:
     result, errors = record.result, record.result["errors"]
     return facts([
-        ("policy", result["config"]["policy"]),
+        ("policy", result["config"]["policy"]), *_before(result.get("cheap")),
         ("force error, test frames", number(errors["test"]["force_rmse_meV_A"], unit="meV/Å")),
         ("energy error, test frames", number(errors["test"]["energy_rmse_meV_atom"], unit="meV/atom")),
         ("weights", number(result["n_parameters"])), ("frames", number(result["n_frames"])),
@@ -36,3 +37,12 @@ def _outcome(record: Record) -> Html:
         ("spent in all", number(record.cost["flops"], unit="FLOPs")),
         ("CPU time of the training", duration(record.cost["cpu_seconds"])),
     ])
+
+
+def _before(cheap: dict[str, Any] | None) -> list[tuple[str, str | None]]:
+    """Of the training on cheap labels, if there was one."""
+    if cheap is None:
+        return []
+    return [("first, on cheap labels", f"{cheap['labeler']}: {number(cheap['n_frames'])} frames, "
+             f"{number(cheap['flops'], unit='FLOPs')}, {number(cheap['n_parameters'])} weights, "
+             f"{number(cheap['test_force_rmse_meV_A'], unit='meV/Å')} on test frames with such labels")]
