@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -97,6 +98,9 @@ def test_each_round_asks_labels_and_learns(finished: Path) -> None:
     seen = [frame.structure_hash() for number in range(3)
             for frame in read_systems(finished / f"round-{number:02d}" / "labelled.extxyz")]
     assert len(set(seen)) == len(seen)
+    rows = list(csv.DictReader((finished / "round-02" / "training" / "member-0" / "log.csv").open()))
+    old, new, both = (np.array([float(row[f"{name}_force_rmse_meV_A"]) for row in rows]) for name in ("old", "new", "validation"))
+    np.testing.assert_allclose(np.sqrt((12 * old**2 + 2 * new**2) / 14), both, rtol=1e-5)  # frames of one size, held out
     choice = read_json(finished / "records" / "round-01-choice.json")["result"]
     assert choice["uncertainty_asked_eV_A"] > choice["uncertainty_all_eV_A"]
     model = load(finished / "model.sapis")
@@ -121,7 +125,7 @@ def test_kills_at_random_moments_change_nothing(finished: Path, tmp_path: Path, 
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     ending = sapis("active", tmp_path / "run" / "active.yaml")
-    assert ending.code == 0 and "stopped: 2 rounds" in ending.text
+    assert ending.code == 0 and "stopped: 2 rounds" in ending.text and "round 2, 26 labels learned" in ending.text
     assert (tmp_path / "run" / "out" / "model.sapis").read_bytes() == (finished / "model.sapis").read_bytes()
     assert len(Store(tmp_path / "run" / "out" / "labels.store")) == 40
 

@@ -22,6 +22,7 @@ from sapis.api import load, save
 from sapis.core.errors import ConfigError
 from sapis.core.files import hash_file, hash_json
 from sapis.core.memory import keep_freed_memory
+from sapis.core.progress import console
 from sapis.core.records import Record
 from sapis.core.seeds import derive_seed
 from sapis.core.version import __version__
@@ -319,7 +320,8 @@ class _Run:
             settings = self._training(number)
             before = self._errors(self._present(number - 1), old, fresh) if number else {}
             folder = self._path(number, "training")
-            first = Training(self._begin(train, settings.seed, 0), train, held, settings, folder / "member-0")
+            ages = ["old"] * len(old) + ["new"] * len(fresh[RANDOM]) if old else []
+            first = Training(self._begin(train, settings.seed, 0), train, held, settings, folder / "member-0", groups=ages)
             progress = first.run()
             spent = [{"cpu_seconds": progress.cpu_seconds, "flops": progress.flops}]
 
@@ -345,6 +347,7 @@ class _Run:
                     "cost": {key: sum(each[key] for each in spent) for key in ("cpu_seconds", "flops")}}
 
         self.models.append(self._step(number, "model", inputs, MODEL, run))
+        console.print(_told(number, self.models[-1].result))
 
     def _training(self, number: int) -> TrainingConfig:
         """Settings of a round's training."""
@@ -418,6 +421,14 @@ class _Run:
     def _bundle(self, source: Path) -> dict[str, Any]:
         model = load(source)
         return {"file_hash": save(self.work.path(MODEL), model.potential, model.card)}
+
+
+def _told(number: int, result: dict[str, Any]) -> str:
+    """A line on a round's training, with what it has forgotten."""
+    parts = {words: [result[when][name]["force_rmse_meV_A"] for when in ("before", "after") if name in result[when]]
+             for name, words in (("random", "new frames at random"), ("asked", "those asked for"), ("old", "earlier rounds'"))}
+    errors = "; ".join(f"{words} " + " → ".join(f"{error:.1f}" for error in found) for words, found in parts.items() if found)
+    return f"  round {number}, {result['n_train']} labels learned: force RMSE (meV/Å), before → after: {errors}"
 
 
 def _one_of(file: Path) -> TransformerPotential:

@@ -32,6 +32,7 @@ from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer,
 
 CHECKPOINT = "last.safetensors"
 BEST = "best.safetensors"
+OF_GROUP = "_force_rmse_meV_A"
 NORM_MEMORY = 100  # steps of the running mean of the gradient's norm
 
 
@@ -75,13 +76,15 @@ class Training:
         validation: labelled systems that choose among the weights of the run; if there are none, the last weights are it.
         config: budget and hyper-parameters.
         folder: checkpoints (`last.safetensors`, `best.safetensors`), `log.csv`, TensorBoard events.
+        groups: a name for each validation system, old and new for example: the force error of each group is shown and logged,
+            too, and settles nothing.
 
     Raises:
         TrainingError: no labels that the loss weighs; a checkpoint in ``folder`` of another training.
     """
 
     def __init__(self, potential: TransformerPotential, train: Sequence[System], validation: Sequence[System],
-                 config: TrainingConfig, folder: Path) -> None:
+                 config: TrainingConfig, folder: Path, *, groups: Sequence[str] = ()) -> None:
         _require_labels(train, config, "training set")
         if validation:
             _require_labels(validation, config, "validation set")
@@ -94,6 +97,8 @@ class Training:
             train, potential.sample, cutoff=potential.cutoff, dtype=potential.dtype, batch_size=config.batch_size,
             max_atoms=config.max_atoms, weights=config.level_weights, seed=config.seed, n_workers=config.workers)
         self.validation = [potential.sample(system) for system in validation]
+        of_atoms = np.repeat(groups, [len(system) for system in validation]) if groups else np.zeros(0, dtype=str)
+        self.groups = {str(name): torch.from_numpy(of_atoms == name) for name in np.unique(of_atoms)}
         self.weights = list(potential.parameters())
         self.parameters: dict[str, torch.Tensor] = dict(potential.named_parameters())
         self.optimizer = make_optimizer(weight_groups(potential), config)
@@ -165,9 +170,10 @@ class Training:
 
     def _note(self) -> str:
         row = self.progress.history[-1]
-        return (f"F {row['validation_force_rmse_meV_A']:.1f} meV/Å  E {row['validation_energy_rmse_meV_atom']:.2f} meV/atom  "
-                f"{self.progress.cpu_seconds:.0f} CPU-s  {self.progress.flops / 1e12:.2f} TFLOP  "
-                f"{', '.join(self.progress.backends)}")
+        apart = ", ".join(f"{name} {row[name + OF_GROUP]:.1f}" for name in self.groups)
+        return (f"F {row['validation_force_rmse_meV_A']:.1f} {f'({apart}) ' if apart else ''}meV/Å  "
+                f"E {row['validation_energy_rmse_meV_atom']:.2f} meV/atom  {self.progress.cpu_seconds:.0f} CPU-s  "
+                f"{self.progress.flops / 1e12:.2f} TFLOP  {', '.join(self.progress.backends)}")
 
     def _is_over(self, until: float) -> bool:
         return self.progress.is_finished or self.spent() >= until
@@ -236,10 +242,11 @@ class Training:
             losses.append(float(loss(batch, energies, forces, virials, self.config, self.potential.scale)))
             sizes.append(len(samples))
             energy.append(((graph_sums(energies, batch) - batch.energies) / batch.n_atoms).square())
-            force.append((forces - batch.forces).square().flatten())
+            force.append((forces - batch.forces).square())
         return {
             "validation_loss": float(np.average(losses, weights=sizes)) if losses else math.nan,
             "validation_force_rmse_meV_A": 1e3 * _root_mean(force), "validation_energy_rmse_meV_atom": 1e3 * _root_mean(energy),
+            **{name + OF_GROUP: 1e3 * _root_mean([torch.cat(force)[mask]]) for name, mask in self.groups.items()},
         }
 
     def _log(self) -> None:
