@@ -41,6 +41,17 @@ def settings(**changes: object) -> dict[str, object]:
             "controller": {"looks": 14, "min_looks": 3}, **changes}
 
 
+def write_copper(path: Path) -> None:
+    """Rattled cells, without labels."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(100):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
+        frames.append(atoms)
+    ase.io.write(path, frames)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "data.extxyz"
@@ -181,13 +192,7 @@ def test_kills_at_random_moments_change_nothing(finished: Path, data: Path, tmp_
 
 @pytest.mark.slow
 def test_labels_are_computed_as_they_are_asked_for(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    frames = []
-    for _ in range(100):
-        atoms = bulk("Cu", cubic=True)
-        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
-        frames.append(atoms)
-    ase.io.write(tmp_path / "copper.extxyz", frames)
+    write_copper(tmp_path / "copper.extxyz")
     settings = {"flops": 4e9, "widths": [16], "model": {"preset": "nano", "cutoff": 4.0, "n_layers": 1}, "n_start": 20,
                 "n_validation": 10, "n_test": 10, "labeler": {"name": "emt"}, "workers": 1,
                 "training": {"validations": 1, "warmup_steps": 5}, "controller": {"looks": 14, "min_looks": 3}}
@@ -214,13 +219,7 @@ class Shifted(EMT):
 
 @pytest.mark.slow
 def test_cheap_labels_come_first(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    frames = []
-    for _ in range(100):
-        atoms = bulk("Cu", cubic=True)
-        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
-        frames.append(atoms)
-    ase.io.write(tmp_path / "copper.extxyz", frames)
+    write_copper(tmp_path / "copper.extxyz")
     dear = {"name": "ase", "calculator": "test_auto.Shifted", "level": "shifted"}
     settings = {"flops": 8e9, "label_flops": 4e7, "widths": [16, 32], "n_start": 20, "n_validation": 10, "n_test": 10,
                 "model": {"preset": "nano", "cutoff": 4.0, "n_layers": 1}, "workers": 1, "labeler": dear,
