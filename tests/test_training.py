@@ -24,7 +24,7 @@ from sapis.training.config import TrainingConfig
 from sapis.training.fit import by_symbol, new_potential
 from sapis.training.loop import BEST, CHECKPOINT, Training
 from sapis.training.loss import loss
-from sapis.training.optimizer import RunningMean, learning_rate, make_optimizer
+from sapis.training.optimizer import ROOT_AFTER, RunningMean, learning_rate, make_optimizer
 
 SMALL = {"l_max": 1, "order": 2}
 
@@ -136,6 +136,8 @@ def test_the_learning_rate_rises_over_steps_and_falls_over_the_budget() -> None:
     late = config(learning_rate=0.02, warmup_steps=9, cooldown=0.4)
     falls = [learning_rate(late, step=100, progress=p) for p in (0.0, 0.6, 0.8, 1.0, 1.5)]
     assert falls == pytest.approx([0.02, 0.02, 0.01, 0.0, 0.0], abs=1e-15)
+    far = [learning_rate(late, step=4 * ROOT_AFTER, progress=0.3, warm_from=start) for start in (0, 4 * ROOT_AFTER)]
+    assert far == pytest.approx([0.01, 0.001])
 
 
 def test_the_running_mean_of_weights() -> None:

@@ -289,7 +289,7 @@ class _Run:
 
     def _settings(self, stage: Stage) -> TrainingConfig:
         """With a running mean over a look's worth of steps: its error is near the one that a falling learning rate would give.
-        That of shorter means is mostly the noise of steps at full rate, which no larger model and no more data would take away.
+        That of shorter means is mostly the noise of steps, which no larger model and no more data would take away.
         """
         steps = self.chunk / (self.sizes[stage.size].flops * self.config.training.batch_size)
         decay = max(self.config.training.ema_decay, 1 - 1 / max(steps, 1.0))

@@ -23,8 +23,8 @@ class TrainingConfig(Config):
     learning_rate: float = Field(0.005, gt=0)
     warmup_steps: int = Field(100, ge=0)
     cooldown: float | None = Field(
-        None, gt=0, le=1, description="last part of the budget in which the learning rate falls, in a line, from a constant one; "
-        "default: half a cosine over the whole")
+        None, gt=0, le=1, description="last part of the budget in which the learning rate falls in a line, after a fall with the "
+        "root of the steps; default: half a cosine over the whole")
     optimizer: Literal["muon", "amsgrad"] = "muon"
     weight_decay: float = Field(0.03, ge=0, description="of the matrices that Muon moves, in units of the learning rate")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability of a channel to be left out of a step")

@@ -180,7 +180,7 @@ class Training:
 
     def _step(self, batch: Batch) -> None:
         state, config = self.progress, self.config
-        self.learning_rate = learning_rate(config, step=state.step - state.warm_from, progress=self.spent())
+        self.learning_rate = learning_rate(config, step=state.step, warm_from=state.warm_from, progress=self.spent())
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group["rate_factor"]
         self.optimizer.zero_grad(set_to_none=True)

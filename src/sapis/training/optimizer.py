@@ -14,6 +14,8 @@ from sapis.model.potential import TransformerPotential
 from sapis.training.config import TrainingConfig
 from sapis.training.muon import Muon
 
+ROOT_AFTER = 1000  # steps after which a learning rate with a cooldown falls
+
 
 def weight_groups(potential: TransformerPotential) -> list[dict[str, Any]]:
     """The weights in groups that are treated alike, as optimisers take them; they are numbered in this order.
@@ -43,11 +45,14 @@ def optimizer_flops(optimizer: torch.optim.Optimizer) -> int:
     return optimizer.flops if isinstance(optimizer, Muon) else 0
 
 
-def learning_rate(config: TrainingConfig, *, step: int, progress: float) -> float:
-    """Linear warm-up over steps, then half a cosine over ``progress`` from 0 to 1, or a constant and at last a straight line."""
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+def learning_rate(config: TrainingConfig, *, step: int, progress: float, warm_from: int = 0) -> float:
+    """Linear warm-up over the steps since ``warm_from``, then half a cosine over ``progress`` from 0 to 1; with a cooldown one over
+    the root of the steps (from `ROOT_AFTER` on), which knows no end, and at last a straight line.
+    """
+    warmup = min(1.0, (step - warm_from + 1) / (config.warmup_steps + 1))
     if config.cooldown is not None:
-        return config.learning_rate * warmup * min(1.0, max(1.0 - progress, 0.0) / config.cooldown)
+        falling = min(1.0, math.sqrt(ROOT_AFTER / max(step, 1)))
+        return config.learning_rate * warmup * falling * min(1.0, max(1.0 - progress, 0.0) / config.cooldown)
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
