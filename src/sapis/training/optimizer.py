@@ -46,8 +46,9 @@ def optimizer_flops(optimizer: torch.optim.Optimizer) -> int:
 
 
 def learning_rate(config: TrainingConfig, *, step: int, progress: float, warm_from: int = 0) -> float:
-    """Linear warm-up over the steps since ``warm_from``, then half a cosine over ``progress`` from 0 to 1; with a cooldown one over
-    the root of the steps (from `ROOT_AFTER` on), which knows no end, and at last a straight line.
+    """Linear warm-up over the steps since ``warm_from``, then half a cosine over ``progress`` from 0 to 1.
+
+    With a cooldown: after `ROOT_AFTER` steps one over their root, which knows no end, and at last a straight line to zero.
     """
     warmup = min(1.0, (step - warm_from + 1) / (config.warmup_steps + 1))
     if config.cooldown is not None:
