@@ -7,6 +7,9 @@ what was learned. With few points the exponents are not determined, so each
 parameter has a prior; the posterior is normal about its mode (Laplace).
 
 The training error lies below the other one by about what more data would gain: that tells B from A before any data were added.
+
+No training follows one such law from its first steps, or from a handful of frames, on. Looks at errors far above the last one
+therefore count less.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ HIGH = np.array([0.0, 4.0, 1.5, 4.0, 1.5, 6.0, 2.0, 2.0, 0.0])
 AMPLITUDES = [0, 1, 3, 5]
 MIN_TRAIN = 0.02  # of the error on other frames: what is left of the training error at least
 TRAIN_NOISE = 3.0  # of the training error, in units of the noise: the law is of the other one
+LOCAL = 2.0  # a look at this many times the last error counts as one of so much more noise, to this power
 
 
 @dataclass(frozen=True)
@@ -131,16 +135,17 @@ def learn(looks: Sequence[Look], *, floor: float = 0.0, noise: float = 0.02, n_s
     scaled = table / np.array([*origin, unit, unit])
     starts = np.flatnonzero(np.r_[True, np.any(np.diff(table[:, :2], axis=0) != 0, axis=1)])
     has_train = np.isfinite(table[:, 4])
+    weight = np.minimum(1.0, table[-1, 3] / table[:, 3]) ** LOCAL
 
     def residuals(theta: np.ndarray, noise: float) -> np.ndarray:
         losses, _ = _along(theta, scaled, starts)
-        found = (np.log(losses) - np.log(scaled[:, 3])) / noise
+        found = weight * (np.log(losses) - np.log(scaled[:, 3])) / noise
         if has_train.any():
             # Repeating frames makes them easier than others; each is new the first time.
             gap = np.exp(theta[7]) * np.exp(theta[3]) * scaled[:, 1] ** -theta[4]
             gap = gap * np.clip(1 - scaled[:, 1] * origin[1] / np.maximum(scaled[:, 2] * origin[2], 1e-9), 0.0, 1.0)
             train = np.maximum(losses - gap, MIN_TRAIN * losses)
-            found = np.append(found, ((np.log(train) - np.log(scaled[:, 4])) / (TRAIN_NOISE * noise))[has_train])
+            found = np.append(found, (weight * (np.log(train) - np.log(scaled[:, 4])) / (TRAIN_NOISE * noise))[has_train])
         return np.append(np.tanh(found / 20) * 20, (theta - PRIOR_MEAN) / PRIOR_STD)
 
     best = least_squares(residuals, first, bounds=(low, HIGH), max_nfev=200, args=(noise,))
