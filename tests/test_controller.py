@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from benchmarks.controller import Law, World, compare, controlled, oracle
 
-from sapis.scaling.controller import ControllerConfig, Costs, Course, Decision, decide
+from sapis.scaling.controller import MODEL_GROWS, ControllerConfig, Costs, Course, Decision, decide
 from sapis.scaling.path import Look, learn
 from sapis.scaling.policies import POLICIES
 
@@ -60,12 +60,13 @@ def test_decisions_follow_from_the_looks_alone() -> None:
     assert max(np.diff(np.log(frames))) <= np.log(CONFIG.max_data_growth) + 1e-9
 
 
-def test_votes_hold_growth_back() -> None:
+def test_votes_hold_growth_of_the_model_back() -> None:
     world = a_world()
     decisions = controlled(world, CONFIG.model_copy(update={"votes": 3}))
-    for n, decision in enumerate(decisions):
-        if decision.action.startswith("grow"):
-            assert all(before.wish.startswith("grow") for before in decisions[n - 2 : n])
+    grown = [n for n, decision in enumerate(decisions) if decision.action in MODEL_GROWS]
+    assert grown and all(before.wish in MODEL_GROWS for n in grown for before in decisions[n - 2 : n])
+    waits = [n for n, decision in enumerate(decisions) if decision.wish in MODEL_GROWS and n not in grown]
+    assert waits and all(decisions[n].action in ("train", "grow_data") for n in waits)
 
 
 def test_the_median_world_is_close_to_the_oracle_and_ahead_of_fixed_policies() -> None:
@@ -120,6 +121,8 @@ def test_with_few_looks_the_gap_of_the_errors_decides() -> None:
 
     before = [Decision("train", 0, 100, "train", np.nan, "")] * 2
     assert decide(looks(0.5), before, costs, CONFIG).action == "grow_data"
+    assert decide(looks(1.9), before, costs, CONFIG).wish == "grow_model"
+    before[-1] = replace(before[-1], wish="grow_model")
     assert decide(looks(1.9), before, costs, CONFIG).action == "grow_model"
     assert decide(looks(0.5)[:2], before[:1], costs, CONFIG).action == "train"
 

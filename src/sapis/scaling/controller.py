@@ -26,6 +26,7 @@ AT_FLOOR = 0.03  # above a measured floor, relative: as good as at it
 REFUSED_FOR = 2.0  # times the frames, a size that was taken back is not tried again
 
 Action = Literal["train", "grow_data", "grow_model", "grow_both", "take_back", "stop"]
+MODEL_GROWS: tuple[Action, ...] = ("grow_model", "grow_both")
 
 
 class ControllerConfig(Config):
@@ -33,7 +34,7 @@ class ControllerConfig(Config):
 
     looks: int = Field(50, ge=10, description="decisions over the budget: between two it trains")
     min_looks: int = Field(6, ge=3, description="from which on the law decides; before, the gap of the errors")
-    votes: int = Field(1, ge=1, description="decisions in a row that must agree before something grows")
+    votes: int = Field(2, ge=1, description="decisions in a row that must agree before the model grows")
     max_data_growth: float = Field(4.0, gt=1, description="of the number of frames in one step")
     min_gain: float = Field(0.003, ge=0, description="of the error, relative, for which growing now is worth it")
     trial: int = Field(4, ge=1, description="looks after which a growth of the model is judged")
@@ -140,7 +141,7 @@ class Course:
                 assert grown is not None
                 refused[size] = look.n_frames
                 kept, sizes, grown = kept[: grown + 1], sizes[: grown + 1], None
-            elif decision.action in ("grow_model", "grow_both"):
+            elif decision.action in MODEL_GROWS:
                 grown = len(kept) - 1
             size = decision.size
         return cls([*kept, looks[-1]], [*sizes, size], grown, refused)
@@ -163,17 +164,13 @@ def decide(looks: Sequence[Look], decisions: Sequence[Decision], costs: Costs, c
         wish = _by_gap(course.looks, size, costs, config)
     else:
         wish = _by_law(course, costs, config)
-    if wish.action in ("train", "take_back"):  # a trial is judged once
-        return wish
     before = decisions[len(decisions) - config.votes + 1 :]
-    if len(before) == config.votes - 1 and all(_kind(decision.wish) == _kind(wish.action) for decision in before):
+    agreed = len(before) == config.votes - 1 and all(decision.wish in MODEL_GROWS for decision in before)
+    if wish.action not in MODEL_GROWS or agreed:
         return wish
-    return Decision("train", size, last.n_frames, wish.wish, wish.foretold, f"{wish.reason}; it waits for another vote",
-                    wish.law)
-
-
-def _kind(action: Action) -> str:
-    return "grow" if action.startswith("grow") else action
+    # What a larger model is worth can change from one look to the next; frames that were bought are never lost.
+    action: Action = "train" if wish.action == "grow_model" else "grow_data"
+    return replace(wish, action=action, size=size, reason=f"{wish.reason}; a larger model waits for another vote")
 
 
 def _by_gap(looks: Sequence[Look], size: int, costs: Costs, config: ControllerConfig) -> Decision:
