@@ -231,7 +231,7 @@ def test_cheap_labels_come_first(tmp_path: Path) -> None:
     model = load(tmp_path / "run" / "model.sapis")
     assert model.potential.conditions.levels == ("shifted",)
     begun = record.result["events"][0]["look"]["loss"]
-    assert record.result["errors"]["test"]["force_rmse_meV_A"] < begun
+    assert record.result["errors"]["validation"]["force_rmse_meV_A"] < begun
     assert record.result["errors"]["test"]["energy_rmse_meV_atom"] < 1e3
     stores = [{system.structure_hash() for system in Store(tmp_path / "run" / place / "labels.store")} for place in ("", "cheap")]
     assert all(len(store) >= 40 for store in stores) and len(stores[0] & stores[1]) >= 20, "held frames are the same ones"

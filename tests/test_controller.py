@@ -24,7 +24,8 @@ def test_a_path_without_noise_tells_where_it_leads() -> None:
     world = a_world()
     decisions = controlled(world, CONFIG)
     half = len(world.looks) // 2
-    law = learn(world.looks[:half], noise=CONFIG.noise)
+    course = Course.of(world.looks[:half], decisions[: half - 1])  # without what was taken back
+    law = learn(course.looks, noise=CONFIG.noise)
     end = world.looks[-1]
     now = law.last
     grown = law.grown(np.array([end.n_parameters]), np.array([end.n_frames]), law.effective[:, None])

@@ -5,7 +5,7 @@ goes by the gap between the errors on training and on other frames; then by the 
 for each size of model, number of frames and moment of growth, the error at the end of the budget (or the cost of reaching the
 target), averaged over what is likely. It grows when growing now is better than never and not worse than later.
 
-A larger model is on trial for some looks: what it has learned by then is evidence about the law. If the smaller one would be
+A larger model is on trial: after some looks, what it has learned is evidence about the law. As soon as the smaller one would be
 better off with what is left of the budget, the growth is taken back.
 """
 
@@ -37,7 +37,7 @@ class ControllerConfig(Config):
     votes: int = Field(2, ge=1, description="decisions in a row that must agree before the model grows")
     max_data_growth: float = Field(4.0, gt=1, description="of the number of frames in one step")
     min_gain: float = Field(0.003, ge=0, description="of the error, relative, for which growing now is worth it")
-    trial: int = Field(4, ge=1, description="looks after which a growth of the model is judged")
+    trial: int = Field(4, ge=1, description="looks after which a growth of the model is judged, and again at each later one")
     stop_below: float = Field(0.01, ge=0, description="gain of spending as much again, relative, that is not worth it")
     gap: float = Field(1.5, gt=1, description="error on other frames over training error that asks for data, with few looks")
     noise: float = Field(0.02, gt=0, description="of an error, relative, at least")
@@ -202,10 +202,9 @@ def _by_plans(law: Posterior, course: Course, costs: Costs, config: ControllerCo
         return Decision("stop", size, last.n_frames, "stop", now, f"the floor {costs.floor:.4g} of the labels is reached")
     sizes = sorted(costs.reached(size) - course.barred(costs) | {size})
     # A model that fits what it learns from much better than other frames is large enough for its data.
-    on_trial = len(looks) - 1 - course.grown if course.grown is not None else np.inf
     sizes = sizes if last.loss < config.gap * last.train_loss else [size]
     plans = _Plans(law, last, size, sizes, costs, config)
-    if on_trial == config.trial:
+    if course.grown is not None and len(looks) - 1 - course.grown >= config.trial:
         there, here = _without_growth(course, costs, config), float(np.log(plans.losses()).mean(axis=0).min())
         if there + config.min_gain < here:
             return Decision("take_back", course.sizes[course.grown or 0], last.n_frames, "take_back", float(np.exp(there)),
