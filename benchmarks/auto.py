@@ -68,17 +68,17 @@ def summary(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _figure(problem: str, cases: dict[str, dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=(3, 2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(5, 4))
     for place, (policy, runs) in enumerate(cases.items()):
         for number, run in enumerate(runs.values()):
             spent, loss = np.array(run["course"]).T
-            axes[0].plot(spent, loss, color=f"C{place}", alpha=0.8, linewidth=1.0, label=policy if number == 0 else None)
-            axes[1].plot(place, run["test_force_rmse_meV_A"], "o", color=f"C{place}")
-    axes[0].set(xlabel="spent, labels included (FLOPs)", ylabel="force error on validation frames (meV/Å)", yscale="log")
-    axes[0].legend()
-    axes[1].set(ylabel="force error on test frames at the end (meV/Å)", yscale="log", xticks=range(len(cases)),
-                xticklabels=list(cases))
-    axes[1].tick_params(axis="x", rotation=30)
+            left.plot(spent, loss, color=f"C{place}", alpha=0.8, linewidth=1.0, label=policy if number == 0 else None)
+            right.plot(run["test_force_rmse_meV_A"], place, "o", color=f"C{place}")
+    left.set(xlabel="spent, labels included (FLOPs)", ylabel="validation force RMSE (meV/Å)", yscale="log")
+    left.legend()
+    right.set(xlabel="test force RMSE at the end (meV/Å)", xscale="log", yticks=range(len(cases)), yticklabels=list(cases))
+    right.invert_yaxis()
+    right.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     figure.savefig(HERE / "figures" / f"auto-{problem}.png", dpi=120)
 
 
