@@ -32,7 +32,7 @@ NOISE = 0.025  # eV/Å
 COST = ("cpu_seconds", "flops")
 SETTINGS: dict[str, Any] = {
     "widths": (16, 32, 48), "levels": 4, "spacing": 3.0, "fractions": (1.0, 0.25), "seeds": 2, "cpu_seconds": 1500.0,
-    "n_validation": 100, "n_test": 500, "training": {"batch_size": 4, "validations": 2},
+    "n_validation": 100, "n_test": 500, "training": {"batch_size": 2, "validations": 2},
 }
 
 
