@@ -32,7 +32,7 @@ CONTROL_MODEL = "control.sapis"
 def train_round(past: Past, number: int) -> None:
     """Learn from all labels so far, calibrate, and say what was forgotten."""
     recipe = past.recipe
-    later = ("later_learning_rate",) if number else ()
+    later = ("later_learning_rate",) if number or recipe.start else ()
     inputs = past.settings("model", "training", "uncertainty", "seed", "to_level", *later) | {
         "labels": [record.result["files"] for record in past.labels],
         "from": past.models[-1].result["files"] if past.models else recipe.start and hash_file(recipe.start)}
@@ -113,7 +113,7 @@ def learning_curves(past: Past) -> dict[str, Any]:
 def _settings_of(past: Past, number: int) -> TrainingConfig:
     """Settings of a round's training."""
     recipe, changes = past.recipe, dict[str, Any](seed=derive_seed(past.recipe.seed, "round", number))
-    if number and recipe.later_learning_rate is not None:
+    if (number or recipe.start) and recipe.later_learning_rate is not None:
         changes["learning_rate"] = recipe.later_learning_rate
     return recipe.uncertainty.trained_with(recipe.training.model_copy(update=changes))
 

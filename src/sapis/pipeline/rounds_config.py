@@ -25,7 +25,8 @@ class RoundsConfig(Config):
         "left out")
     stop: StopRules = StopRules()
     later_learning_rate: float | None = Field(
-        None, gt=0, description="of all rounds but the first; default: that of the training")
+        None, gt=0, description="of trainings that go on from a model: all rounds but the first, and that one with a start, "
+        "too; default: that of the training")
 
     @model_validator(mode="after")
     def _asks_for_some(self) -> RoundsConfig:

@@ -12,6 +12,7 @@ each of them. If a model is right about itself, ``e / s`` is distributed as the 
 | ``spearman`` | rank correlation of errors and deviations |
 | ``spearman_ceiling`` | the same for errors drawn from the deviations: the most that can be had |
 | ``auroc_worst_decile`` | chance that one of the worst tenth of errors has a larger deviation than one of the others |
+| ``auroc_ceiling`` | the same for errors drawn from the deviations |
 | ``coverage_50`` … | share of errors within the stated region |
 | ``risk_coverage_area`` | mean error of the surest, averaged over how many, relative: 1 is chance (Geifman and others, 2019) |
 """
@@ -49,8 +50,7 @@ def scores(errors: np.ndarray, stds: np.ndarray, d: int, *, seed: int = 0) -> di
         "n": float(len(errors)), "rmse": float(np.sqrt(np.mean(errors**2) / d)), "std": float(np.sqrt(np.mean(stds**2))),
         "nll": nll(errors, stds, d), "crps": crps(errors, stds, d), "miscalibration_area": miscalibration_area(ratios, d),
         "ence": ence(errors, stds, d), "spearman": _rank_correlation(errors, stds),
-        "spearman_ceiling": spearman_ceiling(stds, d, seed=seed),
-        "auroc_worst_decile": auroc(stds, errors > np.quantile(errors, 1 - WORST)),
+        "auroc_worst_decile": auroc_worst(errors, stds), **ceilings(stds, d, seed=seed),
         "risk_coverage_area": float(running.mean() / errors.mean()) if errors.any() else 1.0,
     }
     return found | {f"coverage_{level}": float(np.mean(ratios <= chi.ppf(level / 100, d))) for level in COVERAGES}
@@ -101,11 +101,17 @@ def reliability(errors: np.ndarray, stds: np.ndarray, d: int) -> tuple[np.ndarra
             np.array([np.sqrt(np.mean(stds[part] ** 2)) for part in bins]))
 
 
-def spearman_ceiling(stds: np.ndarray, d: int, *, seed: int = 0) -> float:
-    """Mean rank correlation of ``stds`` with errors that are drawn from them."""
+def ceilings(stds: np.ndarray, d: int, *, seed: int = 0) -> dict[str, float]:
+    """Mean ``spearman_ceiling`` and ``auroc_ceiling`` of ``stds`` with errors that are drawn from them."""
     rng = generator(seed, "ceiling")
-    drawn = (stds * np.linalg.norm(rng.standard_normal((d, len(stds))), axis=0) for _ in range(N_CEILING))
-    return float(np.mean([_rank_correlation(errors, stds) for errors in drawn]))
+    drawn = [stds * np.linalg.norm(rng.standard_normal((d, len(stds))), axis=0) for _ in range(N_CEILING)]
+    return {"spearman_ceiling": float(np.mean([_rank_correlation(errors, stds) for errors in drawn])),
+            "auroc_ceiling": float(np.mean([auroc_worst(errors, stds) for errors in drawn]))}
+
+
+def auroc_worst(errors: np.ndarray, stds: np.ndarray) -> float:
+    """Chance that one of the worst `WORST` of errors has a larger deviation than one of the others."""
+    return auroc(stds, errors > np.quantile(errors, 1 - WORST))
 
 
 def auroc(stds: np.ndarray, is_bad: np.ndarray) -> float:
