@@ -7,9 +7,8 @@ these stands an ensemble of the seeds' own models, at as many times the cost; it
 its coverage there is not to be compared.
 
 What is judged was settled beforehand: forces; coverage at home by the conformal bound of 90 %, mean over the seeds; ranks
-elsewhere of the method with the largest Spearman correlation there. Deviations of ``laplace``, ``distance`` and ``evidential``
-are alike in all directions; a force of the first is as uncertain as the energy of its atom, times a factor (LLPR propagates to
-components).
+elsewhere of the method with the largest Spearman correlation there. Deviations of ``distance`` and ``evidential`` are alike in
+all directions.
 
 Writes ``benchmarks/records/uncertainty-PROBLEM.json`` after each seed; the same command goes on after a stop, and does no seed
 again that the record has.

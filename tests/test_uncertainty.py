@@ -227,6 +227,7 @@ def test_labels_are_a_linear_problem_in_the_last_weights(members: list[Transform
     moved[3] += 1e-3
     change = layer.forces(moved)[0] - layer.forces(rows.own)[0]
     torch.testing.assert_close(change.flatten(), 1e-3 * rows.force[:, 3], rtol=0, atol=1e-9)
+    torch.testing.assert_close(layer.force_changes(moved - rows.own), change, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", [Laplace, Shallow, Distance, Evidential])
@@ -256,6 +257,19 @@ def test_one_model_knows_its_doubt_and_keeps_it_in_its_file(
     assert again.single.config == members[0].config
     double = again.potential.with_precision("float64")
     assert double.precision == "float64" and double.predict([far])[0].energy == pytest.approx(known[1].mean.energy)
+
+
+def test_laplace_propagates_the_weights_covariance_to_forces(members: list[TransformerPotential]) -> None:
+    systems = labelled_by(members[0])
+    known, rows = Laplace.fitted(members[0], systems), Rows.of(members[0], systems)
+    (found,) = known.posterior(systems[:1])
+    jacobian = rows.force[: systems[0].positions.size].reshape(-1, 3, rows.force.shape[1])
+    exact = torch.einsum("aip,pq,ajq->aij", jacobian, known.get_buffer("covariance"), jacobian).numpy()
+    # Draws estimate it, and for the covariance of the draws themselves it is exact.
+    assert np.trace(found.force_covariance.sum(0)) == pytest.approx(np.trace(exact.sum(0)), rel=0.8)
+    draws = known.get_buffer("draws")
+    sampled = torch.einsum("aip,pq,ajq->aij", jacobian, draws.T @ draws / len(draws), jacobian).numpy()
+    np.testing.assert_allclose(found.force_covariance, sampled, atol=1e-9 * sampled.max())
 
 
 @pytest.mark.parametrize("name", ["compiled", "padded", "edges"])

@@ -63,6 +63,10 @@ class LastLayer:
         gradient = gradient if self.fixed is None else gradient + self.fixed[1]
         return forces_and_virials(self.batch, self.links, gradient, self.vectors)
 
+    def force_changes(self, weights: torch.Tensor) -> torch.Tensor:
+        """What ``weights`` ``(features,)`` would add to the forces if they were added to w, eV/Å, ``(atoms, 3)``."""
+        return self.links.forces(self.potential.scale * self._gradient(weights))
+
     def gradient_of_features(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Of the sum of ``cotangents`` times the features, ``(atoms, features)`` each, by the positions, ``(atoms, 3)``."""
         parts = cotangents.to(self.vectors.dtype).split(self.sizes, dim=1)

@@ -1,7 +1,7 @@
 """Distributions over the last linear maps of a model.
 
-- `Laplace`: normal, with the curvature of the likelihood at the trained weights (Bigi and others, MLST 5, 045018, 2024); a force
-  is as uncertain as the energy of its atom, times a factor that calibration finds.
+- `Laplace`: normal, with the curvature of the likelihood at the trained weights (LLPR: Bigi and others, MLST 5, 045018, 2024).
+  The energy's variance is in closed form, that of forces is propagated by weights drawn from it.
 - `Shallow`: some heads, trained together on the likelihood of energies and forces (Kellner and Ceriotti, MLST 5, 035006, 2024).
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from sapis.core.seeds import derive_seed
@@ -23,6 +22,7 @@ from sapis.uncertainty.one_model import OneModel, atoms_of, sums_over_atoms, wit
 
 N_FOR_CURVATURE = 200  # frames whose forces are differentiated by each weight
 RIDGE = 1e-6  # of the mean curvature, added to all of it: weights that no frame determines
+N_DRAWS = 16  # of the last weights, for the variance of forces
 N_STEPS, HEAD_RATE = 400, 0.02  # of the training of heads; its rate in units of the posterior's deviations
 
 
@@ -31,30 +31,33 @@ class Laplace(OneModel):
 
     Args:
         covariance: of them, ``(features, features)`` float64.
+        draws: weights drawn from it, less the trained ones, ``(draws, features)`` float64.
     """
 
     name = "laplace"
 
-    def __init__(self, potential: TransformerPotential, covariance: torch.Tensor, *,
+    def __init__(self, potential: TransformerPotential, covariance: torch.Tensor, draws: torch.Tensor, *,
                  calibrations: Mapping[str, Calibration] | None = None) -> None:
         super().__init__(potential, calibrations)
         self.register_buffer("covariance", covariance)
+        self.register_buffer("draws", draws)
 
     @classmethod
-    def fitted(cls, potential: TransformerPotential, systems: Sequence[System]) -> Laplace:
+    def fitted(cls, potential: TransformerPotential, systems: Sequence[System], *, seed: int = 0) -> Laplace:
         """With the curvature of the likelihood of energies and forces of ``systems``, from the training set.
 
         Raises:
             DataError: no labels.
         """
-        return cls(potential, torch.linalg.inv(Rows.of(potential, systems).curvature()))
+        covariance = torch.linalg.inv(Rows.of(potential, systems).curvature())
+        return cls(potential, covariance, _normal(N_DRAWS, covariance, seed))
 
     def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
-        features = self.potential.scale * layer.features.double()
-        covariance = self.get_buffer("covariance")
-        own = torch.einsum("ap,pq,aq->a", features, covariance, features).cpu().numpy()
+        draws = self.get_buffer("draws").to(layer.weights.dtype)
+        moved = torch.stack([layer.force_changes(draw) for draw in draws]).double()
+        covariances = (torch.einsum("mai,maj->aij", moved, moved) / len(draws)).cpu().numpy()
         totals = self._energy_variances(part, layer.features.double())
-        return [Posterior(prediction, float(total), own[rows, None, None] * np.eye(3)) for prediction, rows, total in zip(
+        return [Posterior(prediction, float(total), covariances[rows]) for prediction, rows, total in zip(
             self._mean(part, layer, layer.weights), atoms_of(part), totals, strict=True)]
 
     def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:
@@ -85,9 +88,7 @@ class Shallow(OneModel):
         """
         rows = Rows.of(potential, systems)
         root = torch.linalg.cholesky(torch.linalg.inv(rows.curvature()))
-        torch_rng = torch.Generator().manual_seed(derive_seed(seed, "heads") % 2**63)
-        drawn = torch.randn(members, len(root), generator=torch_rng, dtype=torch.float64)
-        drawn = drawn.requires_grad_()
+        drawn = _standard_normal(members, len(root), seed).requires_grad_()
         own = last_weights(potential).double()
         optimizer = torch.optim.Adam([drawn], lr=HEAD_RATE)
         for _ in range(N_STEPS):
@@ -102,6 +103,16 @@ class Shallow(OneModel):
 
     def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:
         return (sums_over_atoms(part, self.potential.scale * features) @ self.get_buffer("heads").T).var(1)
+
+
+def _normal(n: int, covariance: torch.Tensor, seed: int) -> torch.Tensor:
+    """``n`` draws, ``(n, features)``."""
+    return _standard_normal(n, len(covariance), seed) @ torch.linalg.cholesky(covariance).T
+
+
+def _standard_normal(n: int, n_features: int, seed: int) -> torch.Tensor:
+    torch_rng = torch.Generator().manual_seed(derive_seed(seed, "heads") % 2**63)
+    return torch.randn(n, n_features, generator=torch_rng, dtype=torch.float64)
 
 
 class Rows:

@@ -39,7 +39,9 @@ def uncertain(model: TransformerPotential, config: UncertaintyConfig, train: Seq
         found = Shallow.fitted(model, train, members=config.n_members, seed=seed)
     elif config.method == "evidential":
         found = Evidential.fitted(model, train, seed=seed)
+    elif config.method == "laplace":
+        found = Laplace.fitted(model, train, seed=seed)
     else:
-        found = (Laplace if config.method == "laplace" else Distance).fitted(model, train)
+        found = Distance.fitted(model, train)
     found.calibrations = calibrate(found.posterior(held), held)
     return found
