@@ -23,8 +23,10 @@ from sapis.scaling.forms import (
     Points,
     broken,
     effective_frames,
+    in_quadrature,
 )
-from sapis.scaling.laws import BREAK_MARGIN, left_out
+from sapis.scaling.laws import BREAK_MARGIN, fit_laws, left_out
+from sapis.scaling.plan import Size
 
 
 def along_compute(floor: float, noise: float = 0.0, seed: int = 0, n: int = 16) -> Points:
@@ -41,7 +43,8 @@ def test_a_law_without_noise_comes_back(form: Form) -> None:
     inputs = form.inputs(points, truth[len(truth) - len(form.extras) :])
     amplitudes, exponents = truth[int(form.has_floor) :: 2][: len(form.terms)], np.full(len(form.terms), 0.3)
     terms = np.exp(amplitudes)[:, None] * (inputs / np.exp(np.log(inputs).mean(axis=1))[:, None]) ** -exponents[:, None]
-    points = points.with_loss((6.0 if form.has_floor else 0.0) + terms.sum(axis=0))
+    floor, rest = 6.0 if form.has_floor else 0.0, terms.sum(axis=0)
+    points = points.with_loss(np.hypot(floor, rest) if form.is_quadratic else floor + rest)
     found = fit(points, form, n_samples=5)
     assert np.allclose(found.predict(points)[0], points.loss, rtol=1e-5)
     if not form.extras:  # how often a frame is worth seeing is nearly the same thing as the exponent of frames
@@ -64,6 +67,19 @@ def test_no_floor_is_found_where_there_is_none_and_a_floor_where_there_is_one() 
     assert low < 20.0 < high and value == pytest.approx(20.0, rel=0.15)
     assert fit(along_compute(0.0, noise=0.02), POWER).bic < without.bic, "a floor that is not needed is not paid for"
     assert fit(along_compute(20.0, noise=0.02), POWER).bic > with_one.bic + 10
+
+
+def test_noise_of_labels_adds_in_quadrature_and_is_found() -> None:
+    """Where the labels of test frames have noise, squares add: the floor is that noise, and the exponent that of the truth."""
+    exact = along_compute(0.0, noise=0.02, n=24)
+    sizes = [Size(8, 10**5, 1e8, 1.0)]
+    frames = np.geomspace(1e2, 1e5, 24)[generator(0, "frames").permutation(24)]
+    points = replace(exact, n_parameters=np.geomspace(1e4, 1e6, 24), n_frames=frames, loss=np.hypot(exact.loss, 8.0))
+    law = fit_laws(points, points.flops, sizes).compute[0]
+    value, low, high = law.intervals["floor"]
+    assert law.form == in_quadrature(FLOOR) and low < 8.0 < high and value == pytest.approx(8.0, rel=0.1)
+    assert law.intervals["exponent_flops"][0] == pytest.approx(0.25, rel=0.1)
+    assert fit_laws(replace(points, loss=exact.loss + 8.0), points.flops, sizes).compute[0].form == FLOOR
 
 
 def test_outliers_bend_no_law_and_choose_no_form() -> None:

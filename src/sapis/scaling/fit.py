@@ -19,6 +19,7 @@ EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3)  # of the first search
 MAX_EXPONENT = 4.0
 SMALLEST = 1e-6  # floor or amplitude at least, of the smallest error: zero has no logarithm
 N_STARTS = 3  # of the first search that are followed
+LARGE_FLOOR = 0.7  # of the smallest error: where a floor in quadrature is looked for, too, for a small one has no slope
 HUBER = 1.5  # standard deviations of the noise from which on a residual counts linearly
 TINY = 1e-9  # noise at least, relative: data without any would have no scale
 INTERVAL = (0.05, 0.95)
@@ -133,7 +134,7 @@ def fit(points: Points, form: Form, *, floor: Floor | None = None, n_samples: in
     free = _best(form, centers, points, None, TINY, _starts(form, centers, points))
     residuals = np.log(points.loss) - np.log(_loss(form, free, centers, points))
     free_noise = _spread(residuals, n_parameters)
-    free = _best(form, centers, points, None, free_noise, [free])
+    free = _best(form, centers, points, None, free_noise, _from(form, free, points))
     values, noise, disagreement = free, free_noise, None
     free_residuals = np.log(points.loss) - np.log(_loss(form, free, centers, points))
     if floor is not None and form.has_floor:
@@ -166,14 +167,16 @@ def _loss_and_slopes(form: Form, values: np.ndarray, centers: np.ndarray, points
     amplitudes, exponents = values[first : first + 2 * n_terms : 2], values[first + 1 : first + 2 * n_terms : 2]
     powers = np.exp(amplitudes[:, None] - exponents[:, None] * logs)
     floor = np.exp(values[0]) if form.has_floor else 0.0
-    loss = floor + powers.sum(axis=0)
+    rest = powers.sum(axis=0)
+    loss = np.hypot(floor, rest) if form.is_quadratic else floor + rest
     if not need_slopes:
         return loss, None
+    of_floor, of_rest = (floor / loss, rest / loss) if form.is_quadratic else (np.ones(len(loss)), np.ones(len(loss)))
     slopes = np.zeros((len(loss), len(values)))
     if form.has_floor:
-        slopes[:, 0] = floor
-    slopes[:, first : first + 2 * n_terms : 2] = powers.T
-    slopes[:, first + 1 : first + 2 * n_terms : 2] = -(powers * logs).T
+        slopes[:, 0] = of_floor * floor
+    slopes[:, first : first + 2 * n_terms : 2] = (of_rest * powers).T
+    slopes[:, first + 1 : first + 2 * n_terms : 2] = -(of_rest * powers * logs).T
     return loss, slopes
 
 
@@ -191,7 +194,14 @@ def _starts(form: Form, centers: np.ndarray, points: Points) -> list[np.ndarray]
             pairs = [value for pair in zip(factors[first:], exponents, strict=True) for value in pair]
             found.append((misfit, np.array([*factors[:first], *pairs, *extras])))
     found.sort(key=lambda each: each[0])
-    return [values for _, values in found[:N_STARTS]]
+    return [start for _, values in found[:N_STARTS] for start in _from(form, values, points)]
+
+
+def _from(form: Form, values: np.ndarray, points: Points) -> list[np.ndarray]:
+    """``values`` as a place to start from, and what else a form needs beside it."""
+    if not form.is_quadratic:
+        return [values]
+    return [values, np.concatenate([[np.log(LARGE_FLOOR * points.loss.min())], values[1:]])]
 
 
 def _best(form: Form, centers: np.ndarray, points: Points, floor: Floor | None, noise: float, starts: list[np.ndarray],
@@ -266,7 +276,7 @@ def _bootstrap(form: Form, centers: np.ndarray, points: Points, values: np.ndarr
         noise_drawn = widened * rng.choice(WEBB, len(groups))[group_of] if is_shared else rng.choice(widened, len(points))
         drawn = points.with_loss(law * np.exp(noise_drawn))
         other = None if floor is None else Floor(max(floor.mean + floor.std * rng.standard_normal(), 0.0), floor.std)
-        samples.append(_best(form, centers, drawn, other, noise, [values]))
+        samples.append(_best(form, centers, drawn, other, noise, _from(form, values, drawn)))
     return np.array(samples).reshape(n_samples, len(values))
 
 

@@ -9,9 +9,10 @@
 | S/D | `Points.epochs` | how often each was seen |
 | eps | floor | error that no budget removes |
 
-Each form is ``L = eps + sum_i A_i x_i^-alpha_i`` with the x_i it names; its parameters are ``log eps``, then ``log A_i`` and
-``alpha_i`` of each term, then what is its own. A_i is at the geometric mean of the x_i that were fitted, so that amplitudes and
-exponents are nearly independent.
+Each form is ``L = eps + sum_i A_i x_i^-alpha_i`` with the x_i it names, or ``L^2 = eps^2 + (sum_i A_i x_i^-alpha_i)^2``, as is
+right for root mean square errors against labels with noise of their own: squares of independent errors add. Its parameters are
+``log eps``, then ``log A_i`` and ``alpha_i`` of each term, then what is its own. A_i is at the geometric mean of the x_i that
+were fitted, so that amplitudes and exponents are nearly independent.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Form:
         name: for records.
         terms: of `Points`, what each falling power is a power of.
         has_floor: whether there is an eps.
+        is_quadratic: whether its square is added to that of the other terms' sum.
         extras: own parameters beside those of the floor and the terms, with their ranges.
         adapt: ``(points, extras) -> (terms, points)``, the x_i; by default the terms as they are.
     """
@@ -79,6 +81,7 @@ class Form:
     name: str
     terms: tuple[str, ...]
     has_floor: bool = True
+    is_quadratic: bool = False
     extras: tuple[tuple[str, float, float], ...] = ()
     adapt: Callable[[Points, Sequence[float] | np.ndarray], np.ndarray] | None = None
 
@@ -93,6 +96,11 @@ class Form:
         if self.adapt is not None:
             return self.adapt(points, extras)
         return np.stack([getattr(points, term) for term in self.terms])
+
+
+def in_quadrature(form: Form) -> Form:
+    """``form``, which has a floor, with the squares of floor and terms added."""
+    return replace(form, name=f"{form.name}, the floor in quadrature", is_quadratic=True)
 
 
 def effective_frames(n_frames: np.ndarray, epochs: np.ndarray, repeats: float) -> np.ndarray:
@@ -135,4 +143,5 @@ JOINT = Form("weights and frames", ("n_parameters", "n_frames"))
 REPEATED = Form("weights and effective frames", ("n_parameters", "n_frames"), extras=(("log_repeats", -2.0, 8.0),),
                 adapt=_repeated)
 STEPS = Form("weights, frames and frames seen", ("n_parameters", "n_frames", "frames_seen"), adapt=_frames_seen)
-FORMS = {form.name: form for form in (POWER, FLOOR, JOINT, REPEATED, STEPS)}
+FORMS = {form.name: form for form in (POWER, FLOOR, JOINT, REPEATED, STEPS,
+                                      *(in_quadrature(form) for form in (FLOOR, JOINT, REPEATED, STEPS)))}

@@ -10,7 +10,7 @@ import numpy as np
 
 from sapis.core.errors import DataError
 from sapis.scaling.fit import Fit, Floor, fit
-from sapis.scaling.forms import FLOOR, JOINT, POWER, REPEATED, STEPS, Form, Points, broken
+from sapis.scaling.forms import FLOOR, JOINT, POWER, REPEATED, STEPS, Form, Points, broken, in_quadrature
 from sapis.scaling.frontier import Allocation, allocate, best
 from sapis.scaling.plan import Size
 
@@ -19,6 +19,7 @@ FACTOR = 4.0  # of compute between what is foretold and what it is foretold from
 SAME_LEVEL = 1.3  # trainings whose compute differs by less are of one level
 MIN_FOR_BREAK = 12  # trainings from which on a law may break
 BREAK_MARGIN = 10.0  # of BIC by which a broken law must be better than the others
+SQUARES_MARGIN = 2.0  # of BIC by which a floor must fit better in quadrature: small floors are alike either way
 BEYOND = 30.0  # of the largest budget up to which the best use of a budget is worked out
 N_BUDGETS = 25
 LEAST_CHANGE = 0.02  # of the logarithm of a term, beside the others: less is the rounding of epochs and levels
@@ -59,7 +60,8 @@ class Laws:
 
 def fit_laws(points: Points, levels: np.ndarray, sizes: Sequence[Size], *, floor: Floor | None = None,
              n_available: int | None = None, seed: int = 0) -> Laws:
-    """Fit all forms that the trainings suffice for; of each kind the one with the least BIC comes first.
+    """Fit all forms that the trainings suffice for; of each kind the one with the least BIC comes first. Floors add to the rest,
+    or their squares do, where the data ask for that.
 
     Args:
         levels: of compute of each training, ``(points,)``.
@@ -116,7 +118,16 @@ def left_out(points: Points, forms: Sequence[Form], *, factor: float = 1.0, floo
 
 def _fitted(points: Points, forms: Sequence[Form], floor: Floor | None, seed: int, n_samples: int = 200) -> list[Fit]:
     usable = [form for form in forms if len(points) > len(form.parameters) and _is_varied(points, form)]
-    return sorted((fit(points, form, floor=floor, n_samples=n_samples, seed=seed) for form in usable), key=lambda each: each.bic)
+    chosen = [_as_floors_add(points, form, floor) for form in usable]
+    return sorted((fit(points, form, floor=floor, n_samples=n_samples, seed=seed) for form in chosen), key=lambda each: each.bic)
+
+
+def _as_floors_add(points: Points, form: Form, floor: Floor | None) -> Form:
+    """``form``, or the same with its floor in quadrature where the data ask for that."""
+    if not form.has_floor:
+        return form
+    linear, squared = (fit(points, each, floor=floor, n_samples=0) for each in (form, in_quadrature(form)))
+    return squared.form if squared.bic < linear.bic - SQUARES_MARGIN else form
 
 
 def _is_varied(points: Points, form: Form) -> bool:
