@@ -14,6 +14,7 @@ from sapis.core.version import __version__
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.model.potential import TransformerPotential
+from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.choice import ASKED, CONTROL, RANDOM
 from sapis.pipeline.members import trained_members
 from sapis.pipeline.past import MODEL, Past
@@ -32,7 +33,7 @@ CONTROL_MODEL = "control.sapis"
 def train_round(past: Past, number: int) -> None:
     """Learn from all labels so far, calibrate, and say what was forgotten."""
     recipe = past.recipe
-    later = ("later_learning_rate",) if number or recipe.start else ()
+    later = ("later_learning_rate",) if _goes_on(recipe, number) else ()
     inputs = past.settings("model", "training", "uncertainty", "seed", "to_level", *later) | {
         "labels": [record.result["files"] for record in past.labels],
         "from": past.models[-1].result["files"] if past.models else recipe.start and hash_file(recipe.start)}
@@ -110,10 +111,15 @@ def learning_curves(past: Past) -> dict[str, Any]:
     return past.work.step("curves", inputs, [], run).result
 
 
+def _goes_on(recipe: ActiveRecipe, number: int) -> bool:
+    """Whether the model of round ``number`` is trained from one that was there."""
+    return number > 0 or recipe.start is not None
+
+
 def _settings_of(past: Past, number: int) -> TrainingConfig:
     """Settings of a round's training."""
     recipe, changes = past.recipe, dict[str, Any](seed=derive_seed(past.recipe.seed, "round", number))
-    if (number or recipe.start) and recipe.later_learning_rate is not None:
+    if _goes_on(recipe, number) and recipe.later_learning_rate is not None:
         changes["learning_rate"] = recipe.later_learning_rate
     return recipe.uncertainty.trained_with(recipe.training.model_copy(update=changes))
 

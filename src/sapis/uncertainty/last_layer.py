@@ -50,7 +50,7 @@ class Laplace(OneModel):
             DataError: no labels.
         """
         covariance = torch.linalg.inv(Rows.of(potential, systems).curvature())
-        return cls(potential, covariance, _normal(N_DRAWS, covariance, seed))
+        return cls(potential, covariance, _standard_normal(N_DRAWS, len(covariance), seed) @ torch.linalg.cholesky(covariance).T)
 
     def _posteriors(self, part: Part, layer: LastLayer) -> list[Posterior]:
         draws = self.get_buffer("draws").to(layer.weights.dtype)
@@ -103,11 +103,6 @@ class Shallow(OneModel):
 
     def _energy_variances(self, part: Part, features: torch.Tensor) -> torch.Tensor:
         return (sums_over_atoms(part, self.potential.scale * features) @ self.get_buffer("heads").T).var(1)
-
-
-def _normal(n: int, covariance: torch.Tensor, seed: int) -> torch.Tensor:
-    """``n`` draws, ``(n, features)``."""
-    return _standard_normal(n, len(covariance), seed) @ torch.linalg.cholesky(covariance).T
 
 
 def _standard_normal(n: int, n_features: int, seed: int) -> torch.Tensor:
