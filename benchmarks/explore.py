@@ -1,19 +1,20 @@
 """A model that explores, against as many labels from plain dynamics: ``python -m benchmarks.explore``.
 
-1,3-Propanediol at GFN2-xTB, a chain with many minima. One arm is `sapis active`: dynamics of the model from 300 to 1,500 K, drawn
-to what it does not know, and displaced structures. The others label frames of dynamics by GFN2-xTB itself at 300 and at 600 K, as
-many, and train as long. All are tested on a broad set that none has seen (dynamics from 300 to 2,000 K, vibrations, turned and
-stretched bonds), and by dynamics at 600 K until something breaks: the structure, or the forces, by `LIMIT` against the truth,
-which is asked every 0.1 ps; velocities are drawn anew then. Another arm explores in the same way and has labels at random, to
-tell what asking brings from what the wider dynamics bring. What is judged was settled beforehand: the arm of 300 K, what one does
-without a thought; that of 600 K stands beside it. Writes ``benchmarks/records/explore.json``; the same command goes on after a
-stop.
+1,3-Propanediol at GFN2-xTB, a chain with many minima. One arm is `sapis active`: dynamics of the model from 300 to 1,500 K,
+drawn to what it does not know, and displaced structures. The others label frames of dynamics by GFN2-xTB itself, at 300 K, at
+600 K and from 300 to 1,500 K, as many, and train as long. All are tested on a broad set that none has seen (dynamics from 300
+to 2,000 K, vibrations, turned and stretched bonds), and by dynamics at 600 K until something breaks: the structure, or the
+forces, by `LIMIT` against the truth, which is asked every 0.1 ps; velocities are drawn anew then. Another arm explores in the
+same way and has labels at random, to tell what asking brings from what the wider dynamics bring. What is judged was settled
+beforehand: the arm of 300 K, what one does without a thought; the others stand beside it. Writes
+``benchmarks/records/explore.json``; the same command goes on after a stop.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ SETTINGS: dict[str, Any] = {
     "candidates": {"n_conformers": 6, "n_replicas": 3, "decorrelation_fs": 20, "rattle_fraction": 0, "bias": 0.2},
     "training": {"epochs": 60}, "energy_window_eV_atom": 0.7,
 }
-PLAIN_K = (300.0, 600.0)
+PLAIN_K = {"300 K": (300.0,), "600 K": (600.0,), "300 to 1,500 K": (300.0, 600.0, 1000.0, 1500.0)}
 ACTIVE, UNASKED = "active", "active, labels at random"  # the same exploration
 BROAD_K, N_BROAD = (300.0, 600.0, 1000.0, 1500.0, 2000.0), 1000
 BOND = 1.4  # wide enough for what 600 K do to a bond
@@ -92,11 +93,12 @@ def asked(seed: int, folder: Path, **changes: Any) -> tuple[Trained, dict[str, f
     return potential, {"n_labels": last["n_train"] + last["n_held"], **spent}
 
 
-def plain(temperature_K: float, seed: int, n_labels: int, flops: float, folder: Path) -> tuple[Trained, dict[str, float]]:
-    """A model of frames from dynamics by the truth at one temperature."""
+def plain(temperatures_K: Sequence[float], seed: int, n_labels: int, flops: float, folder: Path,
+          ) -> tuple[Trained, dict[str, float]]:
+    """A model of frames from dynamics by the truth."""
     starts = load_structure(SMILES, n_conformers=6, seed=seed)
     how = CandidatesConfig(n_replicas=6, decorrelation_fs=100.0, rattle_fraction=0.0)
-    chosen, _ = make_candidates(starts, LabelerConfig(), [temperature_K], n_labels, how, derive_seed(seed, "plain"), folder)
+    chosen, _ = make_candidates(starts, LabelerConfig(), temperatures_K, n_labels, how, derive_seed(seed, "plain"), folder)
     frames = labelled(chosen, folder)
     train, held = [frame for k, frame in enumerate(frames) if k % 5], frames[::5]
     recipe = parse_config(ActiveRecipe, {**SETTINGS, "output": str(folder)}, where="benchmarks.explore")
@@ -169,10 +171,10 @@ def main() -> None:
         arms[ACTIVE] = _judged(potential, test) | {"md": failures(potential, work / f"active-{seed}")} | cost
         potential, own = asked(seed, work / f"unasked-{seed}", strategy="random")
         arms[UNASKED] = _judged(potential, test) | own
-        for kelvin in PLAIN_K:
-            folder = work / f"plain-{kelvin:g}-{seed}"
-            potential, own = plain(kelvin, seed, int(cost["n_labels"]), cost["flops"], folder)
-            arms[f"plain, {kelvin:g} K"] = _judged(potential, test) | {"md": failures(potential, folder)} | own
+        for name, temperatures_K in PLAIN_K.items():
+            folder = work / f"plain-{name.replace(' ', '-')}-{seed}"
+            potential, own = plain(temperatures_K, seed, int(cost["n_labels"]), cost["flops"], folder)
+            arms[f"plain, {name}"] = _judged(potential, test) | {"md": failures(potential, folder)} | own
         found[str(seed)] = arms
         for name, arm in arms.items():
             lasted = f"; {arm['md']['n_failed']} of {N_MD} runs failed in {arm['md']['total_ps']:.1f} ps" if "md" in arm else ""

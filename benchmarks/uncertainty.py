@@ -38,11 +38,10 @@ from sapis.data.splits import random_split
 from sapis.data.system import System, hash_systems
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
-from sapis.potential.posterior import Posterior
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import new_potential
 from sapis.training.loop import Training
-from sapis.uncertainty.assess import assess, calibrate, errors_of
+from sapis.uncertainty.assess import assess, calibrate
 from sapis.uncertainty.config import UncertaintyConfig
 from sapis.uncertainty.ensemble import Ensemble
 from sapis.uncertainty.make import uncertain
@@ -155,16 +154,9 @@ def judged(potential: Uncertain, plain: TransformerPotential, parts: dict[str, l
     posteriors = {name: potential.posterior(systems) for name, systems in tests.items()}
     scored: dict[str, Any] = {}
     for name, systems in tests.items():
-        scored[name] = assess(posteriors[name], systems, own=posteriors["home"] if name != "home" else ())
-        for target, share in _within_conformal(potential, posteriors[name], systems).items():
-            scored[name][target]["conformal_90"] = share
+        scored[name] = assess(posteriors[name], systems, own=posteriors["home"] if name != "home" else (),
+                              calibrations=potential.calibrations)
     return {"scores": scored, "overhead": _overhead(potential.posterior, plain.predict, tests["home"][:N_TO_TIME])}
-
-
-def _within_conformal(potential: Uncertain, posteriors: Sequence[Posterior], systems: Sequence[System]) -> dict[str, float]:
-    """Share of errors within the conformal bound of 90 %."""
-    return {target: float(np.mean(found.errors <= potential.calibrations[target].quantiles[0.9] * found.stds))
-            for target, found in errors_of(posteriors, systems).items()}
 
 
 def _overhead(one: Callable[[list[System]], Any], other: Callable[[list[System]], Any], frames: Sequence[System]) -> float:
@@ -203,7 +195,8 @@ def table(seeds: dict[str, Any]) -> dict[str, Any]:
         found[method] = {"overhead": float(np.mean([row["overhead"] for row in rows]))}
         for test in rows[0]["scores"]:
             for target in rows[0]["scores"][test]:
-                values = {key: np.array([row["scores"][test][target][key] for row in rows]) for key in SHOWN
+                # As numbers: what is not one is null in a record.
+                values = {key: np.array([row["scores"][test][target][key] for row in rows], dtype=float) for key in SHOWN
                           if key in rows[0]["scores"][test][target]}
                 found[method][f"{test} {target}"] = {
                     key: [float(each.mean()), float(each.std(ddof=min(1, len(each) - 1)))] for key, each in values.items()}

@@ -134,12 +134,12 @@ def test_kills_at_random_moments_change_nothing(finished: Path, tmp_path: Path, 
 def test_it_stops_when_the_target_is_reached_and_tells_what_failed(tmp_path: Path) -> None:
     labeler = {"name": "ase", "calculator": "test_active.Fragile"}
     write_pool(tmp_path / "run" / "pool.extxyz")
-    found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", n_start=30, labeler=labeler,
+    found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", n_start=40, random_fraction=0.7, labeler=labeler,
                           stop={"target_meV_A": 1e6}))
     assert "as the model says" in found.reason and len(found.rounds) == 1
     result = read_json(tmp_path / "run" / "out" / "records" / "round-00-labels.json")["result"]
     assert result["failures"] and "never works" in result["failures"][0]["reason"]
-    assert result["n_labelled"] + len(result["failures"]) == 30
+    assert result["n_labelled"] + len(result["failures"]) == 40
 
 
 @pytest.mark.slow
@@ -211,11 +211,23 @@ def test_rules_hold_where_they_should_and_not_where_they_should_not() -> None:
 def test_the_next_round_is_worth_what_a_power_law_says() -> None:
     n = np.array([20.0, 40, 60, 80])
     assert expected_gain(n, 300 / n) == pytest.approx(0.2) and expected_gain(n, np.full(4, 9.0)) == pytest.approx(0)
+    rng = np.random.default_rng(0)
+    noisy = [expected_gain(n, n**-0.5 * np.exp(0.05 * rng.standard_normal(4))) for _ in range(1000)]
+    truth = 1 - (2 - 60 / 80) ** -0.5
+    assert np.mean(np.array(noisy) > truth) == pytest.approx(0.9, abs=0.03), "the most that it can be, nine times of ten"
+
+
+def test_a_block_that_names_some_settings_keeps_the_defaults_of_the_others(tmp_path: Path) -> None:
+    some = recipe(tmp_path / "run", training={"learning_rate": 0.002}, candidates={"bias": 0.2})
+    assert some.training.epochs == 100 and some.candidates.rattle_fraction == 0
+    other = recipe(tmp_path / "run", training={"flops": 1e9}, candidates={"rattle_fraction": 0.3})
+    assert other.training.epochs is None and other.candidates.rattle_fraction == 0.3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "n_models", "words"), [
-    ({"below_eV_A": 1e6}, 1, "0 % of fresh candidates"), ({"min_gain": 0.99}, 4, "off the error")])
+    ({"below_eV_A": 1e6}, 1, "0 % of fresh candidates"), ({"min_gain": 0.99}, 4, "off the error"),
+    ({"cpu_seconds": 0.01}, 1, "are spent")])
 def test_other_reasons_to_stop(tmp_path: Path, rule: dict[str, float], n_models: int, words: str) -> None:
     write_pool(tmp_path / "run" / "pool.extxyz", 90)
     found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", rounds=5, stop=rule))
@@ -247,8 +259,9 @@ def test_a_control_learns_from_as_many_labels_at_random(tmp_path: Path) -> None:
                      for arm in ("random", "control"))
     assert not set(held) & set(learned)
     curves = read_json(folder / "records" / "curves.json")["result"]
-    assert curves["n_train"] == [10, 18, 26] and curves["n_held"] == 14
-    assert curves["asked"][0] == curves["control"][0] and curves["asked"][1:] != curves["control"][1:]
+    assert curves["n_train"] == {"asked": [10, 18, 26], "control": [10, 18, 26]} and curves["n_held"] == 14
+    asked, control = (curves["errors"][arm] for arm in ("asked", "control"))
+    assert asked[0] == control[0] and asked[1:] != control[1:]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "as many labels at random" in page and "training of the control" in page
     assert isinstance(load(found.model).potential, Dropout)

@@ -156,10 +156,14 @@ def test_a_trajectory_is_the_same_to_the_last_bit(water: System) -> None:
 
 def test_an_exploding_or_failing_trajectory_keeps_what_was_sound(water: System) -> None:
     start = System([6, 6], [[0.1, 0, 0], [0, 0.1, 0]])
-    with pytest.warns(RuntimeWarning, match=r"stopped after .* 4 of 10 frames kept"):
-        # Call 1 at the start, 10 of equilibration, 4 a frame: the 28th falls into the fifth frame.
-        frames = md_candidates(start, wells(n_good=28), 300.0, 10, SHORT, 0, "a")
-    assert len(frames) == 4 and all(np.abs(frame.positions).max() < 2 for frame in frames)
+    with pytest.warns(RuntimeWarning, match=r"stopped after .* 5 of 10 frames kept"):
+        # Call 1 at the start, 10 of equilibration, 4 a frame: the 30th falls into the fifth frame.
+        frames = md_candidates(start, wells(n_good=30), 300.0, 10, SHORT, 0, "a")
+    assert [frame.tags["time_fs"] for frame in frames] == [7.0, 9.0, 11.0, 13.0, 14.0]
+    assert all(np.abs(frame.positions).max() < 2 for frame in frames)
+    with pytest.warns(RuntimeWarning, match=r"stopped after .* 1 of 10 frames kept"):
+        (last,) = md_candidates(start, wells(n_good=8), 300.0, 10, SHORT, 0, "a")
+    assert 0 < last.tags["time_fs"] < 5, "from the equilibration"
     with pytest.warns(RuntimeWarning, match="starting structure"):
         stuck = LabelerConfig(arguments={"max_iterations": 2})
         assert md_candidates(water, stuck, 300.0, 3, SHORT, 0, "a") == []

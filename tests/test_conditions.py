@@ -289,6 +289,19 @@ def test_reference_energies_of_a_new_level_are_estimated() -> None:
         at_new_level(potential, systems, "B")
 
 
+def test_reference_energies_of_one_of_several_levels_are_estimated() -> None:
+    potential, atoms = potential_of(), {1: 2.0, 6: -300.0, 8: 1000.0}
+    systems = [replace(cluster(4 + number % 5, seed=number), level="PBE") for number in range(30)]
+    shifts = [sum(atoms[int(z)] for z in system.numbers) for system in systems]
+    labelled = [replace(system, energy=found.energy + shift, forces=found.forces)
+                for system, found, shift in zip(systems, potential.predict(systems), shifts, strict=True)]
+    moved = at_new_level(potential, labelled, "")
+    assert moved.conditions == potential.conditions
+    np.testing.assert_allclose(moved.reference_energies - potential.reference_energies, [[0, 0, 0], [2, -300, 1000]], atol=1e-3)
+    with pytest.raises(TrainingError, match="one level"):
+        at_new_level(potential, labelled, "C")
+
+
 def test_training_goes_on_at_another_level(trained_folder: Path, tmp_path: Path) -> None:
     start, data = trained_folder / "out" / "model.sapis", tmp_path / "new.extxyz"
     frames = read_systems(trained_folder / "data.extxyz")

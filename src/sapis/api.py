@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,17 @@ def load(path: str | Path, *, precision: str | None = None) -> Model:
     return Model(potential, bundle.card)
 
 
-def calculator(path: str | Path, *, precision: str | None = None, level: str = "") -> SapisCalculator:
-    """The ASE calculator of a model's file: `load` and `Model.calculator` in one, for whoever takes import paths."""
-    return load(path).calculator(precision, level=level)
+def calculator(path: str | Path, *, precision: str | None = None, level: str = "", uncertainty: bool = True) -> SapisCalculator:
+    """The ASE calculator of a model's file: `load` and `Model.calculator` in one, for whoever takes import paths.
+
+    Args:
+        uncertainty: where the model has one; False: what its trained weights say by themselves, which is faster. An ensemble
+            stays one.
+    """
+    model = load(path)
+    if not uncertainty and not isinstance(model.potential, Ensemble):
+        model = replace(model, potential=model.single)
+    return model.calculator(precision, level=level)
 
 
 def save(path: str | Path, potential: TransformerPotential | Uncertain, card: dict[str, Any]) -> str:

@@ -29,7 +29,8 @@ def md(
         help="Draw it to what the model does not know, or below 0 back from there: forces of the bias over those of the model "
         "(with nvt).")] = 0.0,
     bias_above: Annotated[float, typer.Option(
-        min=0, help="Only at steps at which a force is more uncertain than this, eV/Å.")] = 0.0,
+        min=0, help="Only at steps at which a force is more uncertain than this, eV/Å; these are counted, and the first such "
+        "structure is kept.")] = 0.0,
     level: Level = "",
     output: Annotated[Path | None, typer.Option(help="Write the record as JSON here.")] = None,
 ) -> None:
@@ -44,7 +45,7 @@ def md(
     from sapis.potential.posterior import UncertainPotential
     from sapis.simulate.md import UNCERTAIN, order_test, run_nve, run_nvt
 
-    limit = stop_above if warn_above is None else warn_above
+    limit = next((given for given in (stop_above, warn_above, bias_above or None) if given is not None), None)
     refuse_inputs({"--output": output, "--stopped": stopped if limit is not None else None}, [model, structure])
     if stop_above is not None and warn_above is not None:
         raise ConfigError(expected="either --stop-above or --warn-above", received="both", where="sapis md", todo="give one")
@@ -66,7 +67,7 @@ def md(
         atoms.calc = BiasedCalculator(calculator.potential, bias, above=bias_above, level=system.level)
     kind = run_nve if ensemble == "nve" else run_nvt
     trace = kind(atoms, temperature_K=temperature_K, timestep_fs=timestep_fs, time_ps=time_ps, seed=seed,
-                 max_uncertainty_eV_A=limit, goes_on=warn_above is not None)
+                 max_uncertainty_eV_A=limit, goes_on=stop_above is None)
     record = trace.to_record()
     if order and not trace.reason.startswith(UNCERTAIN):
         start = system.to_atoms()
@@ -80,7 +81,7 @@ def md(
     if trace.uncertain_at is not None:
         where = replace(system.without_labels(), positions=trace.uncertain_at.positions)
         write_systems(stopped, [where.with_tags(reason=trace.reason or f"{UNCERTAIN} by more than {limit:g} eV/Å")])
-        if warn_above is not None:
+        if stop_above is None:
             typer.echo(f"warning: at {trace.n_uncertain} steps a force was more uncertain than {limit:g} eV/Å; the first such "
                        f"structure is in {stopped}")
         else:

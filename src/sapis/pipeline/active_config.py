@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sapis.core.config import Config, load_yaml, parse_config
 from sapis.executors.cluster import ClusterConfig
@@ -17,6 +17,8 @@ from sapis.simulate.sampling import CandidatesConfig
 from sapis.training.config import TrainingConfig
 from sapis.uncertainty.config import UncertaintyConfig
 
+EPOCHS = 100  # of a training that names no end
+
 
 class BreadthConfig(Config):
     """Cheap labels first: a `sapis run` for the same system, whose model is what the rounds begin from."""
@@ -27,6 +29,18 @@ class BreadthConfig(Config):
     candidates: CandidatesConfig = CandidatesConfig()
     training: TrainingConfig = TrainingConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
+
+
+def _ended(training: TrainingConfig) -> TrainingConfig:
+    """With an end, if it names none: no label is to be bought for a training that cannot begin."""
+    ends = (training.epochs, training.cpu_seconds, training.flops)
+    return training if any(end is not None for end in ends) else training.model_copy(update={"epochs": EPOCHS})
+
+
+def _unrattled(candidates: CandidatesConfig) -> CandidatesConfig:
+    """Without rattled structures, if it does not ask for them: dynamics goes where the model will."""
+    changes = {} if "rattle_fraction" in candidates.model_fields_set else {"rattle_fraction": 0.0}
+    return candidates.model_copy(update=changes)
 
 
 class ActiveRecipe(RoundsConfig):
@@ -43,10 +57,10 @@ class ActiveRecipe(RoundsConfig):
     to_level: str = Field("", description="with start: a name for the level of theory of the labels, another than the model's")
     n_start: int = Field(40, ge=20, description="labels before the first choice")
     temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 600.0], min_length=1)
-    candidates: CandidatesConfig = CandidatesConfig(rattle_fraction=0.0)
+    candidates: Annotated[CandidatesConfig, AfterValidator(_unrattled)] = CandidatesConfig(rattle_fraction=0.0)
     uncertainty: UncertaintyConfig = UncertaintyConfig(method="distance")
     model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig(epochs=100)
+    training: Annotated[TrainingConfig, AfterValidator(_ended)] = TrainingConfig(epochs=EPOCHS)
     control: bool = Field(False, description="train a second model on as many labels at random, to see what choosing brings: "
                           "twice the labels and the training")
     workers: int | None = Field(None, ge=1, description="processes for labels and trajectories; default: one a core")

@@ -9,6 +9,7 @@ from typing import Any
 from sapis.api import load, save
 from sapis.core.files import hash_file, hash_json
 from sapis.core.progress import console
+from sapis.core.records import Stopwatch
 from sapis.core.seeds import derive_seed
 from sapis.core.version import __version__
 from sapis.data.system import System, hash_systems
@@ -57,7 +58,10 @@ def train_round(past: Past, number: int) -> None:
             spent.append(cost)
             return members
 
+        watch = Stopwatch()
         found = uncertain(first.potential, recipe.uncertainty, train, held, others=others, seed=settings.seed)
+        if len(spent) == 1:  # of members the trainings are nearly all, and may be those of an earlier call
+            spent.append({"cpu_seconds": watch.cost()["cpu_seconds"], "flops": 0.0})
         doubt = recipe.uncertainty.model_dump(mode="json")
         doubt["calibrations"] = {name: each.to_json() for name, each in found.calibrations.items()}
         weights_hash = hash_tensors(dict(found.state_dict()), hash_json(found.settings()))
@@ -68,7 +72,6 @@ def train_round(past: Past, number: int) -> None:
         save(past.path(number, MODEL), found, card)
         after = _errors(found, old, fresh)
         return {"n_train": len(train), "n_held": len(held), "before": before, "after": after,
-                "held": _figures(evaluate(found, held)),
                 "cost": {key: sum(each[key] for each in spent) for key in ("cpu_seconds", "flops")}}
 
     past.models.append(past.step(number, "model", inputs, MODEL, run))
@@ -94,17 +97,20 @@ def train_control(past: Past, number: int) -> None:
 
 
 def learning_curves(past: Past) -> dict[str, Any]:
-    """Errors of one model of each round, of the control's too, on all frames that were held out: both have the same number
-    of labels.
+    """By arm, numbers of labels ``n_train`` and errors of one model of each round, of the control's too if there is one, on all
+    frames that were held out.
     """
     numbers = range(len(past.models))
-    files = {ASKED: [past.path(number, MODEL) for number in numbers],
-             CONTROL: [past.path(number, CONTROL_MODEL if number else MODEL) for number in numbers]}
+    files, n_train = {ASKED: [past.path(number, MODEL) for number in numbers]}, {
+        ASKED: [record.result["n_train"] for record in past.models]}
+    if past.recipe.control:
+        files[CONTROL] = [past.path(number, CONTROL_MODEL if number else MODEL) for number in numbers]
+        n_train[CONTROL] = n_train[ASKED][:1] + [past.rounds[number][CONTROL].result["n_train"] for number in numbers[1:]]
 
     def run() -> dict[str, Any]:
         held = past.known(RANDOM)
-        return {"n_train": [record.result["n_train"] for record in past.models], "n_held": len(held), **{
-            arm: [_figures(evaluate(_one_of(file), held)) for file in own] for arm, own in files.items()}}
+        return {"n_held": len(held), "n_train": n_train,
+                "errors": {arm: [_figures(evaluate(_one_of(file), held)) for file in own] for arm, own in files.items()}}
 
     inputs = {"version": __version__, "held": [record.result["files"] for record in past.labels],
               "models": {arm: [hash_file(file) for file in own] for arm, own in files.items()}}
@@ -149,7 +155,8 @@ def _errors(potential: Uncertain, old: Sequence[System], fresh: dict[str, list[S
         if len(systems) > 1:
             posteriors = potential.posterior(systems)
             found[name] = _figures(evaluate(potential, systems)) | {
-                "uncertainty": assess(posteriors, systems), "doubt": force_reliability(posteriors, systems)}
+                "uncertainty": assess(posteriors, systems, calibrations=potential.calibrations),
+                "doubt": force_reliability(posteriors, systems)}
     return found
 
 

@@ -54,12 +54,14 @@ class ActiveOutcome:
         model: its file.
         model_hash: of that.
         rounds: the record of each round's training, in order.
+        curves: see `learning_curves`.
         reason: why it stopped.
     """
 
     model: Path
     model_hash: str
     rounds: list[Record]
+    curves: dict[str, Any]
     reason: str
 
 
@@ -115,6 +117,9 @@ class _Run:
             if number == 0 and self.known is not None:
                 self._given(self.known)
             else:
+                if spent := self._is_spent():
+                    reason = spent
+                    break
                 try:
                     self._candidates(number)
                     if reached := self._is_reached(number):
@@ -124,17 +129,18 @@ class _Run:
                 except NothingToAsk as end:
                     if number == 0:
                         raise
-                    reason = f"nothing to ask for in round {number}: {end.expected} were wanted, and there are {end.received}"
+                    reason = (f"nothing to ask for in round {number}: {end.expected} were wanted, and there are {end.received}; "
+                              f"{end.todo}")
                     break
             train_round(self.past, number)
             if self.recipe.control and number:
                 train_control(self.past, number)
         source = self.past.path(len(self.past.models) - 1, MODEL)
         final = self.work.step("bundle", {"model": hash_file(source)}, [MODEL], lambda: self._bundle(source))
-        curves = learning_curves(self.past) if self.recipe.control and len(self.past.models) > 1 else {}
+        curves = learning_curves(self.past)
         write_active_report(self.work.path(REPORT), ActiveStory(
-            self.recipe.name, reason, self.past.rounds, self._least_certain(), self.breadth, curves))
-        return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.past.models, reason)
+            self.recipe.name, reason, self.past.rounds, curves, self._least_certain(), self.breadth))
+        return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.past.models, curves, reason)
 
     # What a round knows
 
@@ -175,11 +181,22 @@ class _Run:
 
     def _driver(self, model: Path) -> LabelerConfig:
         """Dynamics by a model; one of several levels of theory is told which."""
-        arguments = {"path": str(model)}
+        dynamics = self.recipe.candidates
+        is_asked = bool(dynamics.bias) or dynamics.max_uncertainty_eV_A is not None
+        arguments: dict[str, Any] = {"path": str(model), "uncertainty": is_asked}
         if self.level in (levels := load(model).potential.conditions.levels) and len(levels) > 1:
             arguments["level"] = self.level
         return LabelerConfig(name="potential", arguments=arguments, is_stateless=True,
                              max_force_eV_A=self.recipe.labeler.max_force_eV_A)
+
+    def _is_spent(self) -> str:
+        """Why no round is begun for what it costs, if so."""
+        budget, done = self.recipe.stop.cpu_seconds, [*self.breadth.values()]
+        done += [record for steps in self.past.rounds for record in steps.values()]
+        spent = sum(record.cost["cpu_seconds"] for record in done)
+        if budget is None or not self.past.models or spent < budget:
+            return ""
+        return f"{spent:,.0f} CPU seconds of {budget:,.0f} are spent"
 
     def _is_reached(self, number: int) -> str:
         """Why no more labels are needed, if they are not."""

@@ -34,7 +34,6 @@ from sapis.pipeline.pool import Pool
 from sapis.pipeline.recipe import DynamicsConfig, Recipe
 from sapis.pipeline.rounds import rounds
 from sapis.potential.bundle import hash_tensors
-from sapis.potential.posterior import UncertainPotential
 from sapis.potential.prediction import Potential
 from sapis.simulate.candidates import make_candidates
 from sapis.simulate.md import order_test, run_nve, run_nvt
@@ -47,6 +46,7 @@ from sapis.training.loop import Training
 from sapis.uncertainty.assess import assess, force_reliability
 from sapis.uncertainty.config import UncertaintyConfig
 from sapis.uncertainty.make import uncertain
+from sapis.uncertainty.uncertain import Uncertain
 
 PARTS = ("train", "validation", "test", "hot")
 MIN_FRAMES = 10
@@ -215,25 +215,30 @@ def ask(recipe: ActiveRecipe, parts: Mapping[str, Sequence[System]]) -> dict[str
     last = outcome.rounds[-1].result
     return {"method": recipe.uncertainty.method, "reason": outcome.reason, "n_rounds": len(costs),
             "n_labels": last["n_train"] + last["n_held"] - len(parts["train"]) - len(parts["validation"]),
-            "held": [record.result["held"] for record in outcome.rounds],
+            "held": outcome.curves["errors"][ASKED],
             "cost": {key: sum(cost[key] for cost in costs) for key in ("cpu_seconds", "flops")}}
 
 
 def test(model: Path, parts: dict[str, list[System]]) -> dict[str, Any]:
     """Errors on the held-out frames and on the hotter ones."""
     return {"sets": errors(model, {("ood" if name == "hot" else name): parts[name]
-                                   for name in ("test", "hot") if parts.get(name)})}
+                                   for name in ("test", "hot") if parts.get(name)}, home="test")}
 
 
-def errors(model: Path, sets: Mapping[str, Sequence[System]]) -> dict[str, Any]:
-    """Errors on each of ``sets``, and how well the model knew them, if it has an uncertainty."""
+def errors(model: Path, sets: Mapping[str, Sequence[System]], *, home: str = "") -> dict[str, Any]:
+    """Errors on each of ``sets``, and how well the model knew them, if it has an uncertainty.
+
+    Args:
+        home: the set that is like what the model has learned from; deviations may tell the others from it.
+    """
     potential = load(model).potential
     found = {name: evaluate(potential, systems) for name, systems in sets.items()}
-    if isinstance(potential, UncertainPotential):
+    if isinstance(potential, Uncertain):
+        posteriors = {name: potential.posterior(systems) for name, systems in sets.items()}
         for name, systems in sets.items():
-            posteriors = potential.posterior(systems)
-            found[name]["uncertainty"] = assess(posteriors, systems)
-            found[name]["parity"]["doubt"] = force_reliability(posteriors, systems)
+            own = posteriors.get(home, ()) if name != home else ()
+            found[name]["uncertainty"] = assess(posteriors[name], systems, own=own, calibrations=potential.calibrations)
+            found[name]["parity"]["doubt"] = force_reliability(posteriors[name], systems)
     return found
 
 

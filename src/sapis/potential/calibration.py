@@ -2,7 +2,7 @@
 
 A factor ``a`` is that of the greatest likelihood: ``a^2`` is the mean of ``e^2 / (d s^2)``. A conformal quantile ``q`` (split
 conformal: Lei and others, JASA 113, 1094, 2018) makes no assumption on the distribution: of errors exchangeable with those that
-it was set on, a share of at least ``level`` lies below ``q a s``.
+it was set on, a share of at least ``level`` lies below ``q a s``. Errors of one frame go together, so what is few are frames.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Calibration:
     n: int
 
     @classmethod
-    def of(cls, errors: np.ndarray, stds: np.ndarray, d: int, *, groups: Sequence[int] | np.ndarray | None = None) -> Calibration:
-        """Set on ``errors`` ``(n,)`` with ``stds`` ``(n,)``, each of a group ``(n,)``.
+    def of(cls, errors: np.ndarray, stds: np.ndarray, d: int, *, groups: Sequence[int] | np.ndarray | None = None,
+           n_frames: int | None = None) -> Calibration:
+        """Set on ``errors`` ``(n,)`` with ``stds`` ``(n,)``, each of a group ``(n,)``, of ``n_frames`` frames (default: as many).
 
         Raises:
             DataError: too few errors.
@@ -56,17 +57,18 @@ class Calibration:
                 if len(own) >= MIN_OF_GROUP:
                     factors[int(group)] = float(np.sqrt(own.mean()))
         ratios = np.sort(errors / (_factors(factors, groups, len(errors)) * np.maximum(stds, TINY)))
-        # The (n + 1) level-th of n, rounded up: so that the level holds for the next one. Few errors bound no high level.
-        places = {level: int(np.ceil((len(ratios) + 1) * level)) - 1 for level in LEVELS}
-        quantiles = {level: float(ratios[place]) for level, place in places.items() if place < len(ratios)}
+        # The (n + 1) level-th of n, rounded up: so that the level holds for the next one. Few frames bound no high level.
+        n, n_frames = len(ratios), n_frames or len(ratios)
+        places = {level: int(np.ceil(n * (n_frames + 1) / n_frames * level - TINY)) - 1 for level in LEVELS}
+        quantiles = {level: float(ratios[place]) for level, place in places.items() if place < n}
         return cls(d, factors, quantiles, len(errors))
 
     def corrected(self, stds: np.ndarray, groups: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Deviations ``(n,)`` that can be trusted, for ``stds`` of ``groups``."""
         return _factors(self.factors, groups, len(stds)) * np.asarray(stds, dtype=float)
 
-    def bounds(self, stds: np.ndarray, level: float, groups: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """What a share of ``level`` of the errors stays below, ``(n,)``.
+    def bounds(self, stds: np.ndarray, level: float) -> np.ndarray:
+        """What a share of ``level`` of the errors stays below, ``(n,)``, for corrected ``stds``.
 
         Raises:
             DataError: a level that was not calibrated.
@@ -75,7 +77,7 @@ class Calibration:
             known = ", ".join(f"{each:g}" for each in self.quantiles)
             raise DataError(expected=f"a level among {known}", received=f"{level:g}", where="calibration",
                             todo="take one of these, or hold out more frames")
-        return self.quantiles[level] * self.corrected(stds, groups)
+        return self.quantiles[level] * np.asarray(stds, dtype=float)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -58,7 +58,9 @@ class Posterior:
         return cls(mean, float(shifts.var(ddof=1)), covariance, energies, forces)
 
     def calibrated(self, calibrations: Mapping[str, Calibration], numbers: np.ndarray) -> Posterior:
-        """The same with deviations that can be trusted, those of forces by the elements ``numbers`` ``(atoms,)``."""
+        """The same with deviations that can be trusted, those of forces by the elements ``numbers`` ``(atoms,)``. Members stay as
+        they are: each is a potential.
+        """
         energy, forces = calibrations.get("energy"), calibrations.get("forces")
         variance, covariance = self.energy_variance, self.force_covariance
         if energy is not None:

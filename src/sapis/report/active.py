@@ -19,7 +19,8 @@ from sapis.report.page import document
 from sapis.report.structures import structure_view
 from sapis.uncertainty.learning_curve import labels_needed
 
-NAMES = {"candidates": "exploration", "labels": "labels", "model": "training", "control": "training of the control"}
+NAMES = {"candidates": "exploration", "choice": "choice", "labels": "labels", "model": "training",
+         "control": "training of the control"}
 CHEAP = {"candidates": "exploration", "labels": "labels", "train": "training"}
 
 
@@ -31,18 +32,18 @@ class ActiveStory:
         title: of the page.
         reason: why the run stopped.
         rounds: by step (``candidates``, ``choice``, ``labels``, ``model``) the record of each round that had it.
+        curves: of the arm ``asked``, and ``control`` if there is one, numbers of labels ``n_train`` and ``errors`` on all
+            ``n_held`` frames that were held out, round by round.
         structures: that were asked for, with captions.
         breadth: records of ``candidates``, ``labels`` and ``train`` of cheap labels that came first; empty if there were none.
-        curves: numbers of labels ``n_train`` and, of the arms ``asked`` and ``control``, errors on all frames that were held out;
-            empty without a control.
     """
 
     title: str
     reason: str
     rounds: Sequence[dict[str, Record]]
+    curves: Mapping[str, Any]
     structures: Sequence[System]
     breadth: Mapping[str, Record] = field(default_factory=dict)
-    curves: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_active_report(path: Path, story: ActiveStory) -> None:
@@ -65,11 +66,10 @@ def _models(story: ActiveStory) -> list[dict[str, Any]]:
 
 
 def _learning(story: ActiveStory) -> Html:
-    models = _models(story)
-    n = np.array([model["n_train"] for model in models], dtype=float)
+    models, (n, errors) = _models(story), _curve(story.curves, "asked")
     with canvas(9.2, 4.0) as drawing:
         ax = drawing.subplots()
-        ax.plot(n, [model["held"]["force_rmse_meV_A"] for model in models], "o-", color=INK, label="all frames held out")
+        ax.plot(n, errors, "o-", color=INK, label="all frames held out, after learning")
         later = [(before, model["before"]) for before, model in zip(n[:-1], models[1:], strict=True)]
         for arm, colour, words in (("random", BLUE, "new frames at random, before learning"),
                                    ("asked", ORANGE, "new frames that were asked for, before learning")):
@@ -77,34 +77,40 @@ def _learning(story: ActiveStory) -> Html:
             if points:
                 ax.plot(*np.array(points).T, "o--", color=colour, label=words)
         ax.set(xlabel="labels that were learned from", ylabel="force error (meV/Å)")
-        log_if_positive(ax, np.array([model["held"]["force_rmse_meV_A"] for model in models]))
+        log_if_positive(ax, errors)
         ax.legend()
         picture = svg(drawing, "learning", "Errors against the number of labels")
     stopped = facts([("stopped", story.reason), ("rounds", number(len(models) - 1))])
-    caption = ("Frames at random come from where the model went by itself; their error is what it makes there. Where frames that "
-               "were asked for have larger errors, it asked well.")
+    caption = (f"The line is of one model of each round, on the {story.curves['n_held']} frames held out in all rounds; those of "
+               "a round and before also chose the weights of its training. Frames at random come from where the model went by "
+               "itself; their error is what it makes there. Where frames that were asked for have larger errors, it asked well.")
     return join([stopped, figure(picture, caption), _against_random(story.curves)])
 
 
 def _against_random(curves: Mapping[str, Any]) -> Html:
     """What choosing brought, where a control says so."""
-    if not curves:
+    if "control" not in curves["errors"]:
         return Html("")
-    n = np.array(curves["n_train"], dtype=float)
-    errors = {arm: np.array([each["force_rmse_meV_A"] for each in curves[arm]]) for arm in ("asked", "control")}
+    (n, errors), (n_control, at_random) = (_curve(curves, arm) for arm in ("asked", "control"))
     with canvas(9.2, 3.4) as drawing:
         ax = drawing.subplots()
-        for arm, colour, words in (("asked", ORANGE, "labels that were asked for"), ("control", BLUE, "as many at random")):
-            ax.plot(n, errors[arm], "o-", color=colour, label=words)
+        ax.plot(n, errors, "o-", color=ORANGE, label="labels that were asked for")
+        ax.plot(n_control, at_random, "o-", color=BLUE, label="as many at random")
         ax.set(xlabel="labels that were learned from", ylabel="force error (meV/Å)")
-        log_if_positive(ax, np.concatenate(list(errors.values())))
+        log_if_positive(ax, np.concatenate([errors, at_random]))
         ax.legend()
         picture = svg(drawing, "against-random", "Labels that were asked for against as many at random")
-    needed = labels_needed(n, errors["asked"], errors["control"][-1])
-    found = (f"{needed / n[-1]:.2f} times the labels" if np.isfinite(needed)
+    needed = labels_needed(n, errors, at_random[-1])
+    found = (f"{needed / n_control[-1]:.2f} times the labels" if np.isfinite(needed)
              else "not reached: choosing brought nothing on these frames")
     return join([facts([("the error of as many labels at random, with those asked for", found)]),
                  figure(picture, f"Errors of one model of each round on the {curves['n_held']} frames held out in all rounds.")])
+
+
+def _curve(curves: Mapping[str, Any], arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of labels and force errors, meV/Å."""
+    return (np.array(curves["n_train"][arm], dtype=float),
+            np.array([each["force_rmse_meV_A"] for each in curves["errors"][arm]]))
 
 
 def _asked(story: ActiveStory) -> Html:

@@ -65,11 +65,11 @@ def _plan(
     structures: Sequence[System], temperatures_K: Sequence[float], n_frames: int, config: CandidatesConfig
 ) -> list[Trajectory]:
     temperatures = list(dict.fromkeys(float(temperature) for temperature in temperatures_K))
-    plan = []
+    plan: list[Trajectory] = []
     for temperature, n_here in zip(temperatures, _shares(n_frames, len(temperatures)), strict=True):
         for replica, n_each in enumerate(_shares(n_here, config.n_replicas)):
             if n_each:
-                start = structures[replica % len(structures)].without_labels()
+                start = structures[len(plan) % len(structures)].without_labels()  # in turn: each temperature begins elsewhere
                 plan.append(Trajectory(f"md-{temperature:g}K-{replica}", start, temperature, n_each))
     return plan
 

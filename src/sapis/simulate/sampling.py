@@ -102,7 +102,7 @@ def md_candidates(
     freedom, so that a molecule drifts and turns. Frames carry the tags ``source``, ``trajectory``,
     ``temperature_K`` and ``time_fs``, and no labels: those of a trajectory depend on its history. If the
     labeler fails or the structure explodes, the frames before that are returned, with a `RuntimeWarning` that
-    says so. The same arguments give the same bits.
+    says so; if it explodes, also the last one in which it was whole. The same arguments give the same bits.
     """
     plan = Trajectory(trajectory, start, temperature_K, n_frames)
     frames, ending = simulate(plan, labeler_config, config, seed)
@@ -114,7 +114,9 @@ def md_candidates(
 def simulate(
     plan: Trajectory, labeler_config: LabelerConfig, config: CandidatesConfig, seed: int
 ) -> tuple[list[System], str | None]:
-    """The frames of a trajectory, and why it ended early if it did."""
+    """The frames of a trajectory, and why it ended early if it did. One that explodes has its last whole structure, too, from the
+    equilibration if need be: nowhere else are labels of so much use.
+    """
     from ase import units
     from ase.md.langevin import Langevin
 
@@ -137,12 +139,21 @@ def simulate(
     doubtful = _doubtful(atoms.calc, config)
     if config.max_uncertainty_eV_A is not None:
         dynamics.attach(_stop_above, atoms=atoms, limit=config.max_uncertainty_eV_A)
+    whole = 0, atoms.get_positions()  # the last step at which forces were those of a molecule, and where its atoms were
+    limit = labeler_config.max_force_eV_A or MAX_FORCE_eV_A
 
-    def keep() -> None:
-        frame = replace(plan.start, positions=atoms.get_positions())
-        frames.append(frame.without_labels().with_tags(
-            source="md", trajectory=plan.name, temperature_K=plan.temperature_K, time_fs=dynamics.nsteps * config.timestep_fs))
+    def remember() -> None:
+        nonlocal whole
+        if np.abs(atoms.get_forces()).max() < limit:
+            whole = dynamics.nsteps, atoms.get_positions()
+
+    def keep(step: int, positions: np.ndarray) -> None:
+        frame = replace(plan.start, positions=positions).without_labels()
+        frames.append(frame.with_tags(source="md", trajectory=plan.name, temperature_K=plan.temperature_K,
+                                      time_fs=step * config.timestep_fs))
         report_progress(1)
+
+    dynamics.attach(remember)
 
     problem = _advance(dynamics, n_steps, plan.temperature_K)
     if doubtful is not None and config.bias:
@@ -151,9 +162,11 @@ def simulate(
         n_steps += n_between
         problem = _advance(dynamics, n_steps, plan.temperature_K)
         if not problem:
-            keep()
+            keep(n_steps, atoms.get_positions())
     if problem and problem.startswith(UNCERTAIN):
-        keep()
+        keep(dynamics.nsteps, atoms.get_positions())
+    elif problem and whole[0] > (n_steps - n_between if frames else 0):
+        keep(*whole)
     if not problem:
         return frames, None
     kept = f"{len(frames)} of {plan.n_frames} frames kept"

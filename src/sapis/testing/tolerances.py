@@ -39,6 +39,10 @@ EXTENSIVITY = Tolerance(
 GROWTH = Tolerance(
     1e-10, 1e-4, "relative", "a grown model adds terms that are exactly zero, which changes the order of sums and nothing else",
 )
+POSTERIOR = Tolerance(
+    1e-8, 1e-2, "relative", "a variance is a difference of nearly equal numbers, which costs half of the digits",
+)
+VARIANCE_GRADIENTS = Tolerance(1e-5, 5e-2, "relative", "as FORCES, of a quantity with fewer digits")
 ENERGY_SUM = Tolerance(1e-10, 1e-5, "eV/atom", "one sum over atoms in two orders")
 ISOLATED_FORCE = Tolerance(1e-12, 1e-6, "eV/Å", "without neighbours there is nothing to take a derivative of")
 

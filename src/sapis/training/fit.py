@@ -99,40 +99,49 @@ def known_potential(potential: TransformerPotential, train: Sequence[System], *,
 
 
 def at_new_level(potential: TransformerPotential, train: Sequence[System], level: str) -> TransformerPotential:
-    """A copy of ``potential`` for data of another level of theory, or of its own if ``level`` is empty, with reference energies
-    estimated anew: its own, plus least squares on composition of what its energies are off by.
+    """A copy of ``potential`` for data of another level of theory, or of its own ones if ``level`` is empty, with reference
+    energies estimated anew: its own, plus least squares on composition of what its energies are off by.
 
     A training then begins from errors of interactions and not from those of atoms, which differ by thousands of eV between two
     codes. Elements that ``train`` has no energies of are no longer known at another level.
 
     Args:
-        potential: of one level of theory.
-        train: frames of the new level, or of no name.
+        potential: of one level of theory, if ``level`` names another.
+        train: frames of the new level, or of no name; of its own levels where it has several.
 
     Raises:
-        TrainingError: a potential of several levels; no frame with an energy.
+        TrainingError: a potential of several levels and another one; no frame with an energy.
     """
-    if len(potential.conditions.levels) > 1:
-        raise TrainingError(expected="a model of one level of theory", received=", ".join(potential.conditions.levels),
+    levels = potential.conditions.levels
+    if level and len(levels) > 1:
+        raise TrainingError(expected="a model of one level of theory", received=", ".join(levels),
                             where="--to-level", todo="add the level to it: `sapis grow MODEL LARGER --level NAME`")
     labelled = [system for system in train if system.energy is not None]
     if not labelled:
         raise TrainingError(expected="frames with energies, to estimate reference energies from", received="none",
                             where="training set", todo="label them, or go on at the model's own level")
-    labelled = labelled[:: max(1, len(labelled) // N_FRAMES_FOR_REFERENCES)]
-    own = next(iter(potential.conditions.levels), "")
-    known = potential.predict([replace(system, energy=None, level=own) for system in labelled])
-    residuals = [replace(system, energy=(system.energy or 0.0) - found.energy)
-                 for system, found in zip(labelled, known, strict=True)]
-    shifts = fit_reference_energies(residuals)
-    energies = zip(potential.elements, potential.reference_energies[0], strict=True)
+    rows = []
+    for own, row in zip(levels or ("",), potential.reference_energies, strict=True):
+        shifts = _shifts(potential, [system for system in labelled if len(levels) < 2 or system.level == own], own)
+        rows.append([energy + shifts[z] if z in shifts else None if level else energy
+                     for z, energy in zip(potential.elements, row, strict=True)])
     settings = potential.settings() | {
-        "reference_energies": [[energy + shifts[z] if z in shifts else None if level else energy for z, energy in energies]],
+        "reference_energies": rows,
         "conditions": (replace(potential.conditions, levels=(level,)) if level else potential.conditions).to_json(),
     }
     moved = TransformerPotential.from_settings(settings)
     moved.load_state_dict(potential.state_dict())
     return moved
+
+
+def _shifts(potential: TransformerPotential, labelled: Sequence[System], level: str) -> dict[int, float]:
+    """By element, what reference energies at ``level`` are off by, for energies of ``labelled``; empty without these."""
+    if not labelled:
+        return {}
+    some = labelled[:: max(1, len(labelled) // N_FRAMES_FOR_REFERENCES)]
+    known = potential.predict([replace(system, energy=None, level=level) for system in some])
+    return fit_reference_energies([replace(system, energy=(system.energy or 0.0) - found.energy)
+                                   for system, found in zip(some, known, strict=True)])
 
 
 def _force_scale(train: Sequence[System]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +25,14 @@ class Errors:
         d: components of an error.
         errors: norms, eV or eV/Å, ``(n,)``.
         stds: of each component, ``(n,)``.
+        n_frames: frames that they are of.
         groups: atomic numbers, of forces; None otherwise.
     """
 
     d: int
     errors: np.ndarray
     stds: np.ndarray
+    n_frames: int
     groups: np.ndarray | None = None
 
 
@@ -48,10 +50,10 @@ def errors_of(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dic
     result = {}
     if energies:
         errors, stds = np.array(energies).T
-        result["energy"] = Errors(TARGETS["energy"], errors, np.maximum(stds, TINY))
+        result["energy"] = Errors(TARGETS["energy"], errors, np.maximum(stds, TINY), len(energies))
     if forces:
         errors, stds, groups = (np.concatenate(parts) for parts in zip(*forces, strict=True))
-        result["forces"] = Errors(TARGETS["forces"], errors, np.maximum(stds, TINY), groups)
+        result["forces"] = Errors(TARGETS["forces"], errors, np.maximum(stds, TINY), len(forces), groups)
     if not result:
         raise DataError(expected="frames with energies or forces", received=f"{len(systems)} without", where="uncertainty",
                         todo="label them")
@@ -64,7 +66,7 @@ def calibrate(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dic
     Raises:
         DataError: too few labels.
     """
-    return {name: Calibration.of(found.errors, found.stds, found.d, groups=found.groups)
+    return {name: Calibration.of(found.errors, found.stds, found.d, groups=found.groups, n_frames=found.n_frames)
             for name, found in errors_of(posteriors, systems).items()}
 
 
@@ -82,14 +84,20 @@ def require_enough(systems: Sequence[System]) -> None:
 
 
 def assess(posteriors: Sequence[Posterior], systems: Sequence[System], *, own: Sequence[Posterior] = (),
-           ) -> dict[str, dict[str, float]]:
+           calibrations: Mapping[str, Calibration] | None = None) -> dict[str, dict[str, float]]:
     """Scores by target, in meV and meV/Å where they have a unit; of targets with two errors or more.
 
     Args:
+        calibrations: by which ``posteriors`` were corrected; with them, the share of errors within each conformal bound, as
+            ``conformal_90`` and so on.
         own: of frames where the model is at home; with them, how well deviations tell ``systems`` from these.
     """
-    found = {name: scores(1e3 * each.errors, 1e3 * each.stds, each.d) for name, each in errors_of(posteriors, systems).items()
-             if len(each.errors) > 1}
+    errors = errors_of(posteriors, systems)
+    found = {name: scores(1e3 * each.errors, 1e3 * each.stds, each.d) for name, each in errors.items() if len(each.errors) > 1}
+    for name, calibration in (calibrations or {}).items():
+        for level in calibration.quantiles if name in found else ():
+            is_within = errors[name].errors <= calibration.bounds(errors[name].stds, level)
+            found[name][f"conformal_{100 * level:g}"] = float(np.mean(is_within))
     if own:
         for name, result in found.items():
             result["auroc_shifted"] = auroc_shifted(_deviations(own, name), _deviations(posteriors, name))

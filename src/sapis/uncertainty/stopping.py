@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pydantic import Field
 from scipy.optimize import brentq
-from scipy.stats import chi
+from scipy.stats import chi, t
 
 from sapis.core.config import Config
 from sapis.potential.calibration import Calibration
@@ -16,22 +16,27 @@ from sapis.potential.posterior import Posterior
 LEVEL = 0.95  # share of force errors that a target is for
 SHARE = 0.01  # of fresh candidates that may be uncertain at the end
 MIN_FOR_LAW = 4  # models that say what the next one brings
+SURE = 0.9  # one-sided confidence that it brings too little
 
 
 class StopRules(Config):
     """Rules of which the first that holds ends a run of active learning."""
 
     target_meV_A: float | None = Field(
-        None, gt=0, description="95 % of the force errors on fresh candidates are below this, as the model says")
+        None, gt=0, description="95 % of the force errors on fresh candidates are below this, as the model says; it takes 19 "
+        "frames held out to say so")
     below_eV_A: float | None = Field(
         None, gt=0, description="99 % of fresh candidates have no force that is less certain than this")
     min_gain: float | None = Field(
-        None, gt=0, lt=1, description="by the law of the rounds so far, the next one takes less than this share off the error")
+        None, gt=0, lt=1, description="by the law of the rounds so far, the next one takes less than this share off the error, "
+        "with 90 % confidence")
+    cpu_seconds: float | None = Field(
+        None, gt=0, description="labels, trajectories and trainings so far have taken this long; no further round is begun")
 
 
 def enough(rules: StopRules, n_labels: Sequence[int], errors: Callable[[], Sequence[float]],
            fresh: Callable[[], tuple[Sequence[Posterior], int]], forces: Calibration) -> str:
-    """Why no more labels are needed, or an empty string.
+    """Why no more labels are needed, or an empty string. What was spent (``cpu_seconds``) is for the caller to look at.
 
     Args:
         n_labels: that each model so far has learned from.
@@ -43,7 +48,7 @@ def enough(rules: StopRules, n_labels: Sequence[int], errors: Callable[[], Seque
     if rules.min_gain is not None and len(n_labels) >= MIN_FOR_LAW:
         gain = expected_gain(np.array(n_labels, dtype=float), np.array(errors()))
         if gain < rules.min_gain:
-            return f"by the law of the rounds so far, the next one would take {100 * gain:.2g} % off the error"
+            return f"by the law of the rounds so far, the next one would take {100 * gain:.2g} % off the error at most"
     if rules.target_meV_A is None and rules.below_eV_A is None:
         return ""
     posteriors, n_unsure = fresh()
@@ -78,8 +83,11 @@ def error_below_which(level: float, stds: np.ndarray, forces: Calibration, unsur
 
 
 def expected_gain(n_labels: np.ndarray, errors: np.ndarray) -> float:
-    """Share by which the next round, as large as the last, lowers the error, if errors go as a power of the labels
-    ``(rounds,)``.
+    """Share by which the next round, as large as the last, lowers the error, if errors ``(rounds,)`` go as a power of the labels
+    ``(rounds,)``: the most that it can be, with the confidence `SURE`.
     """
-    slope = float(np.polyfit(np.log(n_labels), np.log(errors), 1)[0])
-    return 1 - float((2 - n_labels[-2] / n_labels[-1]) ** slope)
+    x, y, n_free = np.log(n_labels), np.log(errors), len(errors) - 2
+    slope, offset = np.polyfit(x, y, 1)
+    deviation = np.sqrt(np.sum((y - offset - slope * x) ** 2) / n_free / np.sum((x - x.mean()) ** 2))
+    steepest = slope - t.ppf(SURE, n_free) * deviation
+    return 1 - float((2 - n_labels[-2] / n_labels[-1]) ** steepest)
