@@ -246,6 +246,19 @@ def test_a_pool_and_a_model_to_begin_from(finished: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_model_of_two_levels_learns_the_second(finished: Path, tmp_path: Path) -> None:
+    ending = sapis("grow", finished / "model.sapis", tmp_path / "two.sapis", "--level", "dear", "--element", "Cu@dear=0")
+    assert ending.code == 0, ending.text
+    dear = {"name": "ase", "calculator": "test_active.Dear", "level": "dear"}
+    found = active(recipe(tmp_path / "run", start=str(tmp_path / "two.sapis"), labeler=dear, rounds=1))
+    model = load(found.model).potential
+    assert model.conditions.levels == ("EMT", "dear") and len(found.rounds) == 2
+    assert found.curves["errors"]["asked"][-1]["energy_rmse_meV_atom"] < 1000, "the new level has reference energies of its own"
+    before = load(finished / "model.sapis").single
+    assert model.first.reference_energies[0] == before.reference_energies[0], "and the other one has kept its own"
+
+
+@pytest.mark.slow
 def test_a_control_learns_from_as_many_labels_at_random(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "out"
     write_pool(tmp_path / "run" / "pool.extxyz", 90)
