@@ -206,35 +206,45 @@ def _from(form: Form, values: np.ndarray, points: Points) -> list[np.ndarray]:
 
 def _best(form: Form, centers: np.ndarray, points: Points, floor: Floor | None, noise: float, starts: list[np.ndarray],
           ) -> np.ndarray:
-    """The parameters of the least sum of squares that is reached from ``starts``."""
-    log_loss, n_terms, first = np.log(points.loss), len(form.terms), int(form.has_floor)
-    low = np.log(SMALLEST * points.loss.min())
-    lower = np.array([*([low - 1] if first else []), *[low - 1, 0.0] * n_terms, *(each[1] for each in form.extras)])
-    upper = np.array([*([log_loss.min()] if first else []), *[log_loss.max() + 5, MAX_EXPONENT] * n_terms,
+    """The parameters of the least sum of squares that is reached from ``starts``.
+
+    Of the floor it looks for itself, in units of the smallest error: by its logarithm a small one has no slope.
+    """
+    log_loss, n_terms, first, unit = np.log(points.loss), len(form.terms), int(form.has_floor), points.loss.min()
+    low = np.log(SMALLEST * unit)
+    lower = np.array([*([SMALLEST / 2] if first else []), *[low - 1, 0.0] * n_terms, *(each[1] for each in form.extras)])
+    upper = np.array([*([1.0] if first else []), *[log_loss.max() + 5, MAX_EXPONENT] * n_terms,
                       *(each[2] for each in form.extras)])
     scale = max(noise, TINY)
 
-    def residuals(values: np.ndarray) -> np.ndarray:
-        found = (np.log(_loss(form, values, centers, points)) - log_loss) / scale
-        return found if floor is None else np.append(found, min(np.exp(values[0]) - floor.mean, 0.0) / floor.std)
+    def outside(inner: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.log(inner[:first] * unit), inner[first:]])
 
-    def slopes(values: np.ndarray) -> np.ndarray:
-        loss, by_values = _loss_and_slopes(form, values, centers, points, need_slopes=True)
+    def inside(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.exp(values[:first]) / unit, values[first:]])
+
+    def residuals(inner: np.ndarray) -> np.ndarray:
+        found = (np.log(_loss(form, outside(inner), centers, points)) - log_loss) / scale
+        return found if floor is None else np.append(found, min(inner[0] * unit - floor.mean, 0.0) / floor.std)
+
+    def slopes(inner: np.ndarray) -> np.ndarray:
+        loss, by_values = _loss_and_slopes(form, outside(inner), centers, points, need_slopes=True)
         assert by_values is not None
         found = by_values / loss[:, None] / scale
+        found[:, :first] /= inner[:first]
         if floor is not None:
-            row = np.zeros(len(values))
-            row[0] = np.exp(values[0]) / floor.std if np.exp(values[0]) < floor.mean else 0.0
+            row = np.zeros(len(inner))
+            row[0] = unit / floor.std if inner[0] * unit < floor.mean else 0.0
             found = np.vstack([found, row])
         return found
 
     is_robust = noise > TINY
     ends = [
-        least_squares(residuals, np.clip(start, lower + 1e-9, upper - 1e-9), jac="2-point" if form.extras else slopes,
+        least_squares(residuals, np.clip(inside(start), lower + 1e-9, upper - 1e-9), jac="2-point" if form.extras else slopes,
                       bounds=(lower, upper), loss=_huber(len(points)) if is_robust else "linear", f_scale=HUBER, max_nfev=200)
         for start in starts
     ]
-    return np.asarray(min(ends, key=lambda end: end.cost).x)
+    return outside(min(ends, key=lambda end: end.cost).x)
 
 
 def _huber(n_points: int) -> Callable[[np.ndarray], np.ndarray]:
