@@ -120,7 +120,7 @@ def _asked(story: ActiveStory) -> Html:
             choice, labels = found["choice"].result, found["labels"].result
             rows.append((k, number(choice["n_candidates"]), number(sum(choice["left_out"].values())),
                          number(choice["n_asked"]), number(choice["n_random"]),
-                         number(choice["uncertainty_all_eV_A"]), number(choice["uncertainty_asked_eV_A"]),
+                         number(choice["uncertainty_all_eV_A"] or None), number(choice["uncertainty_asked_eV_A"] or None),
                          number(len(labels["failures"]))))
     head = ["Round", "Candidates", "Left out", "Asked", "At random", "Uncertainty of all (eV/Å)", "Of those asked",
             "Failed labels"]
