@@ -60,7 +60,7 @@ SETTINGS: dict[str, Any] = {
     "candidates": {"n_conformers": 6, "n_replicas": 3, "decorrelation_fs": 20, "rattle_fraction": 0, "bias": 0.2},
     "training": {"epochs": 60}, "energy_window_eV_atom": 0.7,
 }
-PLAIN_K = {"300 K": (300.0,), "600 K": (600.0,), "300 to 1,500 K": (300.0, 600.0, 1000.0, 1500.0)}
+PLAIN_K = {"300 K": (300.0,), "600 K": (600.0,), "300 to 1,500 K": tuple(SETTINGS["temperatures_K"])}
 ACTIVE, UNASKED = "active", "active, labels at random"  # the same exploration
 BROAD_K, N_BROAD = (300.0, 600.0, 1000.0, 1500.0, 2000.0), 1000
 BOND = 1.4  # wide enough for what 600 K do to a bond

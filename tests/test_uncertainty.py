@@ -538,7 +538,8 @@ def test_dynamics_stop_where_a_force_is_too_uncertain(members: list[TransformerP
     biased = ("--bias", "0.3", "--time-ps", "0.01")
     assert "--ensemble nvt" in sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *biased).text
     assert sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *biased, "--ensemble", "nvt").code == 0
-    back = ("--bias", "-0.3", "--bias-above", "0.1", "--time-ps", "0.01", "--ensemble", "nvt")
+    back = ("--bias", "-0.3", "--bias-above", "0.1", "--time-ps", "0.01", "--ensemble", "nvt",
+            "--stopped", tmp_path / "stopped.extxyz")
     assert sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *back).code == 0
     (tmp_path / "stopped.extxyz").unlink()
     always = (*biased, "--ensemble", "nvt", "--bias-above", "1e-9", "--stopped", tmp_path / "stopped.extxyz")

@@ -122,7 +122,7 @@ def forces(potential: Potential, systems: Sequence[System], rng: np.random.Gener
         abs(prediction.forces.reshape(-1)[component] + next(slopes)) / _force_scale(prediction)
         for prediction, chosen in zip(before, components, strict=True) for component in chosen
     ]
-    return _check("forces", errors, tolerances.FORCES, potential,
+    return judged("forces", errors, tolerances.FORCES, potential,
                   "forces are minus the gradient of the energy")
 
 
@@ -142,7 +142,7 @@ def stress(potential: Potential, systems: Sequence[System], rng: np.random.Gener
         for (a, b), value in zip(VOIGT, slope, strict=True):
             reference[a, b] = reference[b, a] = value / abs(np.linalg.det(system.cell))
         errors.append(_stress_error(prediction.stress, reference))
-    return _check("stress", errors, tolerances.STRESS, potential,
+    return judged("stress", errors, tolerances.STRESS, potential,
                   "stress is the derivative of the energy by strain over the volume, tension positive")
 
 
@@ -171,7 +171,7 @@ def smoothness(potential: Potential, systems: Sequence[System], rng: np.random.G
         force = np.array([prediction.forces[leaver.atom] @ leaver.direction for prediction in on_path])
         gaps = [*_gaps(_energies(on_path), step)[:1], *_gaps(force, step)]
         errors.append(np.max(np.abs(gaps)) / max(_force_scale(prediction) for prediction in on_path))
-    return _check("smoothness", errors, tolerances.SMOOTHNESS, potential,
+    return judged("smoothness", errors, tolerances.SMOOTHNESS, potential,
                   "energy, force and curvature have no jump at the cutoff")
 
 
@@ -182,7 +182,7 @@ def spikes(potential: Potential, systems: Sequence[System], rng: np.random.Gener
     (docs/lab/0010-spikes.md); errors on test frames and finite differences pass them by.
     """
     errors = [roughness(potential, system, rng) for system in systems for _ in range(N_LINES)]
-    return _check("spikes", errors, tolerances.SPIKES, potential, "along a line the force has no spike")
+    return judged("spikes", errors, tolerances.SPIKES, potential, "along a line the force has no spike")
 
 
 def extensivity(potential: Potential, systems: Sequence[System], rng: np.random.Generator) -> Check | None:
@@ -206,7 +206,7 @@ def batching(potential: Potential, systems: Sequence[System], rng: np.random.Gen
     alone = [potential.predict([system])[0] for system in systems]
     apart = [*alone, *reversed(alone)]
     errors = [_error(one, expected) for one, expected in zip(together, apart, strict=True)]
-    return _check("batching", errors, tolerances.BATCHING, potential,
+    return judged("batching", errors, tolerances.BATCHING, potential,
                   "a system's prediction does not depend on what else is in the batch")
 
 
@@ -215,7 +215,7 @@ def isolated_atom(potential: Potential, systems: Sequence[System], rng: np.rando
     lone = _combinations(systems, 1)
     predictions = potential.predict(lone)
     errors = [np.abs(p.forces).max() if np.isfinite(p.energy) else np.inf for p in predictions]
-    return _check("isolated_atom", errors, tolerances.ISOLATED_FORCE, potential,
+    return judged("isolated_atom", errors, tolerances.ISOLATED_FORCE, potential,
                   "a lone atom has a finite energy and no force")
 
 
@@ -224,7 +224,7 @@ def energy_sum(potential: Potential, systems: Sequence[System], rng: np.random.G
     predictions = potential.predict(list(systems))
     errors = [abs(p.energies.sum() - p.energy) / len(system) if p.energies.shape == (len(system),) else np.inf
               for p, system in zip(predictions, systems, strict=True)]
-    return _check("energy_sum", errors, tolerances.ENERGY_SUM, potential,
+    return judged("energy_sum", errors, tolerances.ENERGY_SUM, potential,
                   "the per-atom energies sum to the energy")
 
 
@@ -239,7 +239,7 @@ def same_function(potential: Potential, other: Potential, systems: Sequence[Syst
     """``other`` (a grown model) predicts what ``potential`` does: energies, forces and stresses."""
     plain = [system.without_labels() for system in systems]
     errors = [_error(got, expected) for got, expected in zip(other.predict(plain), potential.predict(plain), strict=True)]
-    return _check("growth", errors, tolerances.GROWTH, potential, "the grown model is the same function as the smaller one")
+    return judged("growth", errors, tolerances.GROWTH, potential, "the grown model is the same function as the smaller one")
 
 
 def roughness(potential: Potential, system: System, rng: np.random.Generator) -> float:
@@ -318,9 +318,10 @@ class PotentialContract:
         self._require("energy_sum")
 
 
-def _check(
+def judged(
     name: str, errors: Sequence[float], tolerance: Tolerance, potential: Potential, what: str
 ) -> Check:
+    """The largest of ``errors`` against ``tolerance`` in the precision of ``potential``; for suites of laws beside this one."""
     value, limit = float(np.max(errors)), tolerance.at(potential.precision)
     return Check(name, value, limit, tolerance.unit, bool(value <= limit), what)
 
@@ -333,7 +334,7 @@ def _compare(
     """Compare the varied systems' predictions with what ``expected(before, k)`` makes of the originals'."""
     before, after = _predict_both(potential, systems, varied)
     errors = [_error(got, expected(before[k], k)) for k, got in enumerate(after)]
-    return _check(name, errors, tolerance, potential, what)
+    return judged(name, errors, tolerance, potential, what)
 
 
 def _turn(

@@ -15,8 +15,7 @@ from sapis.core.seeds import generator
 from sapis.data.system import System
 from sapis.potential.posterior import Posterior, UncertainPotential
 from sapis.testing import tolerances
-from sapis.testing.laws import STENCIL_STEPS, STENCIL_WEIGHTS, Check
-from sapis.testing.tolerances import Tolerance
+from sapis.testing.laws import STENCIL_STEPS, STENCIL_WEIGHTS, Check, judged
 
 N_COMPONENTS = 6  # of each gradient that are tried: each costs four posteriors
 
@@ -62,7 +61,7 @@ def batching(potential: UncertainPotential, systems: Sequence[System], rng: np.r
     together = potential.posterior([*systems, *reversed(systems)])
     alone = [potential.posterior([system])[0] for system in systems]
     errors = [_error(one, expected) for one, expected in zip(together, [*alone, *reversed(alone)], strict=True)]
-    return _check("covariance_batching", errors, tolerances.POSTERIOR, potential, "doubt does not depend on what else is asked")
+    return judged("covariance_batching", errors, tolerances.POSTERIOR, potential, "doubt does not depend on what else is asked")
 
 
 def mean(potential: UncertainPotential, systems: Sequence[System], rng: np.random.Generator) -> Check:
@@ -70,7 +69,7 @@ def mean(potential: UncertainPotential, systems: Sequence[System], rng: np.rando
     pairs = zip(potential.predict(systems), potential.posterior(systems), strict=True)
     errors = [max(abs(one.energy - found.mean.energy) / len(one.forces), float(np.abs(one.forces - found.mean.forces).max()))
               for one, found in pairs]
-    return _check("mean", errors, tolerances.EQUIVARIANCE, potential, "what is predicted is the mean of the posterior")
+    return judged("mean", errors, tolerances.EQUIVARIANCE, potential, "what is predicted is the mean of the posterior")
 
 
 def positive(potential: UncertainPotential, systems: Sequence[System], rng: np.random.Generator) -> Check:
@@ -81,7 +80,7 @@ def positive(potential: UncertainPotential, systems: Sequence[System], rng: np.r
         skew = np.abs(matrices - matrices.transpose(0, 2, 1)).max() / size
         errors.append(max(float(skew), -float(np.linalg.eigvalsh(matrices).min()) / size,
                           0.0 if found.energy_variance >= 0 else np.inf))
-    return _check("covariance_is_one", errors, tolerances.POSTERIOR, potential,
+    return judged("covariance_is_one", errors, tolerances.POSTERIOR, potential,
                   "covariances are symmetric, and nothing has a negative variance")
 
 
@@ -95,7 +94,7 @@ def gradients(potential: UncertainPotential, systems: Sequence[System], rng: np.
             moved = [replace(system, positions=system.positions + k * along.reshape(-1, 3)) for k in STENCIL_STEPS]
             slope = np.array([found.energy_variance for found in potential.posterior(moved)]) @ STENCIL_WEIGHTS / step
             errors.append(abs(float(slope) - float(gradient.ravel()[component])) / max(np.abs(gradient).max(), TINY))
-    return _check("variance_gradients", errors, tolerances.VARIANCE_GRADIENTS, potential,
+    return judged("variance_gradients", errors, tolerances.VARIANCE_GRADIENTS, potential,
                   "gradients of the variance are its differences")
 
 
@@ -104,17 +103,12 @@ LAWS: dict[str, Law] = {"turning": turning, "permutation": permutation, "batchin
 TINY = 1e-12  # eV^2, eV^2/Å^2: where nothing is uncertain there is nothing to compare with
 
 
-def _check(name: str, errors: Sequence[float], tolerance: Tolerance, potential: UncertainPotential, what: str) -> Check:
-    value, limit = float(np.max(errors)), tolerance.at(potential.precision)
-    return Check(name, value, limit, tolerance.unit, bool(value <= limit), what)
-
-
 def _compare(name: str, potential: UncertainPotential, systems: Sequence[System], varied: Sequence[System],
              expected: Callable[[Posterior, int], Posterior], what: str) -> Check:
     found = potential.posterior([*systems, *varied])
     before, after = found[: len(systems)], found[len(systems) :]
     errors = [_error(got, expected(before[k], k)) for k, got in enumerate(after)]
-    return _check(name, errors, tolerances.POSTERIOR, potential, what)
+    return judged(name, errors, tolerances.POSTERIOR, potential, what)
 
 
 def _size(found: Posterior) -> float:
