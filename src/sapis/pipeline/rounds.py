@@ -181,9 +181,7 @@ class _Run:
 
     def _driver(self, model: Path) -> LabelerConfig:
         """Dynamics by a model; one of several levels of theory is told which."""
-        dynamics = self.recipe.candidates
-        is_asked = bool(dynamics.bias) or dynamics.max_uncertainty_eV_A is not None
-        arguments: dict[str, Any] = {"path": str(model), "uncertainty": is_asked}
+        arguments: dict[str, Any] = {"path": str(model), "uncertainty": self.recipe.candidates.asks_for_doubt}
         if self.level in (levels := load(model).potential.conditions.levels) and len(levels) > 1:
             arguments["level"] = self.level
         return LabelerConfig(name="potential", arguments=arguments, is_stateless=True,

@@ -72,6 +72,11 @@ class CandidatesConfig(Config):
             raise ValueError("rattle_stdev_A: two positive numbers, the smaller first")
         return self
 
+    @property
+    def asks_for_doubt(self) -> bool:
+        """Whether the dynamics needs a driver that knows its uncertainty."""
+        return bool(self.bias) or self.max_uncertainty_eV_A is not None
+
     def without_doubt(self) -> CandidatesConfig:
         """The same for a driver that knows no uncertainty."""
         return self.model_copy(update={"bias": 0.0, "max_uncertainty_eV_A": None})
@@ -175,7 +180,7 @@ def simulate(
 
 def _doubtful(calculator: object, config: CandidatesConfig) -> Any:
     """``calculator``, if what is asked for needs one that knows its doubt."""
-    if not config.bias and config.max_uncertainty_eV_A is None:
+    if not config.asks_for_doubt:
         return None
     if not (isinstance(calculator, SapisCalculator) and isinstance(calculator.potential, UncertainPotential)):
         raise ConfigError(expected="a driver of the dynamics that knows its doubt", received=type(calculator).__name__,
