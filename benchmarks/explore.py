@@ -7,7 +7,8 @@ to 2,000 K, vibrations, turned and stretched bonds), and by dynamics at 600 K un
 forces, by `LIMIT` against the truth, which is asked every 0.1 ps; velocities are drawn anew then. Another arm explores in the
 same way and has labels at random, to tell what asking brings from what the wider dynamics bring. What is judged was settled
 beforehand: the arm of 300 K, what one does without a thought; the others stand beside it. Writes
-``benchmarks/records/explore.json``; the same command goes on after a stop.
+``benchmarks/records/explore.json`` after each seed; the same command goes on after a stop, and does no seed again that the record
+has.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.run import HERE, WORK
 from sapis.api import load, save
 from sapis.core.config import parse_config
 from sapis.core.files import hash_json, read_json, write_json
-from sapis.core.records import Record, Stopwatch, provenance, write_record
+from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
 from sapis.core.seeds import derive_seed, generator
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
@@ -60,7 +61,7 @@ SETTINGS: dict[str, Any] = {
     "candidates": {"n_conformers": 6, "n_replicas": 3, "decorrelation_fs": 20, "rattle_fraction": 0, "bias": 0.2},
     "training": {"epochs": 60}, "energy_window_eV_atom": 0.7,
 }
-PLAIN_K = {"300 K": (300.0,), "600 K": (600.0,), "300 to 1,500 K": tuple(SETTINGS["temperatures_K"])}
+PLAIN_K = {"plain, 300 K": [300.0], "plain, 600 K": [600.0], "plain, 300 to 1,500 K": SETTINGS["temperatures_K"]}
 ACTIVE, UNASKED = "active", "active, labels at random"  # the same exploration
 BROAD_K, N_BROAD = (300.0, 600.0, 1000.0, 1500.0, 2000.0), 1000
 BOND = 1.4  # wide enough for what 600 K do to a bond
@@ -157,38 +158,52 @@ def _force_error(potential: Trained, truth: Any, system: System, level: str) -> 
     return float(np.linalg.norm(found.forces - label.forces, axis=1).max())
 
 
+def one_seed(seed: int, folder: Path) -> dict[str, Any]:
+    """Errors, dynamics and costs of each arm."""
+    test = broad(folder / "broad")
+    potential, cost = asked(seed, folder / f"active-{seed}")
+    arms: dict[str, Any] = {
+        ACTIVE: _judged(potential, test) | {"md": failures(potential, folder / f"active-{seed}")} | cost}
+    potential, own = asked(seed, folder / f"unasked-{seed}", strategy="random")
+    arms[UNASKED] = _judged(potential, test) | own
+    for name, temperatures_K in PLAIN_K.items():
+        place = folder / f"{name.replace(' ', '-')}-{seed}"
+        potential, own = plain(temperatures_K, seed, int(cost["n_labels"]), cost["flops"], place)
+        arms[name] = _judged(potential, test) | {"md": failures(potential, place)} | own
+    return {"arms": arms, "test": hash_systems(test), "n_test": len(test)}
+
+
+def _known(path: Path, input_hash: str) -> dict[str, Any]:
+    """Seeds that the record at ``path`` has of the same settings."""
+    if not path.exists() or (record := read_record(path)).input_hash != input_hash:
+        return {}
+    return dict(record.result["seeds"])
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
-    made_by, watch, work = provenance(), Stopwatch(), WORK / "explore"
-    test = broad(work / "broad")
-    found: dict[str, Any] = {}
-    for seed in seeds:
-        arms: dict[str, Any] = {}
-        potential, cost = asked(seed, work / f"active-{seed}")
-        arms[ACTIVE] = _judged(potential, test) | {"md": failures(potential, work / f"active-{seed}")} | cost
-        potential, own = asked(seed, work / f"unasked-{seed}", strategy="random")
-        arms[UNASKED] = _judged(potential, test) | own
-        for name, temperatures_K in PLAIN_K.items():
-            folder = work / f"plain-{name.replace(' ', '-')}-{seed}"
-            potential, own = plain(temperatures_K, seed, int(cost["n_labels"]), cost["flops"], folder)
-            arms[f"plain, {name}"] = _judged(potential, test) | {"md": failures(potential, folder)} | own
-        found[str(seed)] = arms
-        for name, arm in arms.items():
+    options = parser.parse_args()
+    made_by, watch, path = provenance(), Stopwatch(), HERE / "records" / "explore.json"
+    settings = {**SETTINGS, "plain_K": PLAIN_K, "broad_K": BROAD_K, "n_broad": N_BROAD,
+                "md": {"temperature_K": MD_K, "time_ps": MD_PS, "n": N_MD, "piece_ps": PIECE_PS, "limit_eV_A": LIMIT}}
+    seeds = _known(path, hash_json(settings))
+    for seed in options.seeds:
+        if str(seed) not in seeds:
+            seeds[str(seed)] = one_seed(seed, WORK / "explore") | {"made_by": made_by}
+            arms = [each["arms"] for each in seeds.values()]
+            result = {"seeds": seeds, "active_over": {name: _ratios(arms, name) for name in arms[0] if name != ACTIVE},
+                      "settings": settings, "threads": 1}
+            cost = watch.cost_with([arm for each in arms for arm in each.values()])
+            write_record(path, Record("explore", hash_json(settings), result, cost, made_by))
+        for name, arm in seeds[str(seed)]["arms"].items():
             lasted = f"; {arm['md']['n_failed']} of {N_MD} runs failed in {arm['md']['total_ps']:.1f} ps" if "md" in arm else ""
             print(f"seed {seed}, {name}: {arm['broad']['force_rmse_meV_A']:.1f} meV/Å{lasted}", flush=True)
-    ratios = {name: {"error": float(np.exp(np.mean([np.log(arms[ACTIVE]["broad"]["force_rmse_meV_A"] / arms[name]["broad"]
-                                                           ["force_rmse_meV_A"]) for arms in found.values()]))),
-                     **(_times_to_failure(found, name) if name != UNASKED else {})}
-              for name in next(iter(found.values())) if name != ACTIVE}
-    print(ratios)
-    result = {"seeds": found, "active_over": ratios, "settings": SETTINGS, "test": hash_systems(test), "n_test": len(test),
-              "md": {"temperature_K": MD_K, "time_ps": MD_PS, "n": N_MD, "limit_eV_A": LIMIT}}
-    cost = {**watch.cost(), "cpu_seconds": sum(arm["cpu_seconds"] for arms in found.values() for arm in arms.values())}
-    write_record(HERE / "records" / "explore.json",
-                 Record("explore", hash_json({**SETTINGS, "seeds": seeds}), result, cost, made_by))
+    arms = [each["arms"] for each in seeds.values()]
+    for name in arms[0]:
+        if name != ACTIVE:
+            print(f"active over {name}: {_ratios(arms, name)}")
 
 
 def _judged(potential: Trained, test: list[System]) -> dict[str, Any]:
@@ -202,12 +217,19 @@ def _judged(potential: Trained, test: list[System]) -> dict[str, Any]:
             for name, errors in found.items()}
 
 
-def _times_to_failure(found: dict[str, Any], name: str) -> dict[str, float | None]:
+def _ratios(seeds: Sequence[dict[str, Any]], name: str) -> dict[str, float | None]:
+    """Errors of the active arm over those of the arm ``name``, the geometric mean over the seeds, and times to failure."""
+    errors = [[arms[each]["broad"]["force_rmse_meV_A"] for arms in seeds] for each in (ACTIVE, name)]
+    error = float(np.exp(np.log(errors[0]).mean() - np.log(errors[1]).mean()))
+    return {"error": error, **(_times_to_failure(seeds, name) if "md" in seeds[0][name] else {})}
+
+
+def _times_to_failure(seeds: Sequence[dict[str, Any]], name: str) -> dict[str, float | None]:
     """How many times longer the active arm lasts than ``name``, over all seeds, by failures per ps, with the exact interval of
     90 % of the ratio of two Poisson rates (Clopper and Pearson's, of the share of one in all failures). Without a failure of the
     active arm the ratio has a lower bound only, without one of the other no lower bound: None.
     """
-    (own, ps), (other, other_ps) = ([sum(arms[each]["md"][key] for arms in found.values()) for key in ("n_failed", "total_ps")]
+    (own, ps), (other, other_ps) = ([sum(arms[each]["md"][key] for arms in seeds) for key in ("n_failed", "total_ps")]
                                     for each in (ACTIVE, name))
     low, high = beta.ppf(0.05, other, own + 1), beta.ppf(0.95, other + 1, own)  # of the share of ``name``
     return {"time_to_failure": other / other_ps / (own / ps) if own else None,
