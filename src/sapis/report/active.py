@@ -70,14 +70,16 @@ def _learning(story: ActiveStory) -> Html:
     with canvas(9.2, 4.0) as drawing:
         ax = drawing.subplots()
         ax.plot(n, errors, "o-", color=INK, label="all frames held out, after learning")
+        shown = [errors]
         later = [(before, model["before"]) for before, model in zip(n[:-1], models[1:], strict=True)]
         for arm, colour, words in (("random", BLUE, "new frames at random, before learning"),
                                    ("asked", ORANGE, "new frames that were asked for, before learning")):
             points = [(at, found[arm]["force_rmse_meV_A"]) for at, found in later if arm in found]
             if points:
                 ax.plot(*np.array(points).T, "o--", color=colour, label=words)
+                shown.append(np.array(points)[:, 1])
         ax.set(xlabel="labels that were learned from", ylabel="force error (meV/Å)")
-        log_if_positive(ax, errors)
+        log_if_positive(ax, np.concatenate(shown))
         ax.legend()
         picture = svg(drawing, "learning", "Errors against the number of labels")
     stopped = facts([("stopped", story.reason), ("rounds", number(len(models) - 1))])
