@@ -191,7 +191,8 @@ def main() -> None:
     seeds = _known(path, hash_json(settings))
     for seed in options.seeds:
         if str(seed) not in seeds:
-            seeds[str(seed)] = one_seed(seed, WORK / "explore") | {"made_by": made_by}
+            made = one_seed(seed, WORK / "explore") | {"made_by": made_by}
+            seeds = {**_known(path, hash_json(settings)), str(seed): made}  # others may have been made meanwhile
             arms = [each["arms"] for each in seeds.values()]
             result = {"seeds": seeds, "active_over": {name: _ratios(arms, name) for name in arms[0] if name != ACTIVE},
                       "settings": settings, "threads": 1}
