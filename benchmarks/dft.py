@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.run import HERE, WORK
 from sapis.api import load
 from sapis.core.errors import DataError
-from sapis.core.files import hash_file, hash_json
+from sapis.core.files import hash_json
 from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
 from sapis.core.seeds import derive_seed
 from sapis.data.system import System, hash_systems
@@ -108,7 +108,7 @@ def main() -> None:
               "reason": outcome.reason, "recipe": recipe.model_dump(mode="json", exclude={"output"})}
     cost = {**watch.cost(), "cpu_seconds": sum(each["cpu_seconds"] for each in costs.values())}
     write_record(HERE / "records" / "dft-glycine.json",
-                 Record("dft-glycine", hash_json({"recipe": hash_file(RECIPE), "seed": SEED}), result, cost, made_by))
+                 Record("dft-glycine", hash_json({"recipe": result["recipe"], "seed": SEED}), result, cost, made_by))
 
 
 def _costs(folder: Path) -> dict[str, dict[str, float]]:
