@@ -27,11 +27,11 @@ from ase import Atoms
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.stats import beta
 
-from benchmarks.run import HERE, WORK
+from benchmarks.run import HERE, WORK, known_seeds
 from sapis.api import load, save
 from sapis.core.config import parse_config
 from sapis.core.files import hash_json, read_json, write_json
-from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
+from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.seeds import derive_seed, generator
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
@@ -173,13 +173,6 @@ def one_seed(seed: int, folder: Path) -> dict[str, Any]:
     return {"arms": arms, "test": hash_systems(test), "n_test": len(test)}
 
 
-def _known(path: Path, input_hash: str) -> dict[str, Any]:
-    """Seeds that the record at ``path`` has of the same settings."""
-    if not path.exists() or (record := read_record(path)).input_hash != input_hash:
-        return {}
-    return dict(record.result["seeds"])
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -188,11 +181,11 @@ def main() -> None:
     made_by, watch, path = provenance(), Stopwatch(), HERE / "records" / "explore.json"
     settings = {**SETTINGS, "plain_K": PLAIN_K, "broad_K": BROAD_K, "n_broad": N_BROAD,
                 "md": {"temperature_K": MD_K, "time_ps": MD_PS, "n": N_MD, "piece_ps": PIECE_PS, "limit_eV_A": LIMIT}}
-    seeds = _known(path, hash_json(settings))
+    seeds = known_seeds(path, hash_json(settings))
     for seed in options.seeds:
         if str(seed) not in seeds:
             made = one_seed(seed, WORK / "explore") | {"made_by": made_by}
-            seeds = {**_known(path, hash_json(settings)), str(seed): made}  # others may have been made meanwhile
+            seeds = {**known_seeds(path, hash_json(settings)), str(seed): made}  # others may have been made meanwhile
             arms = [each["arms"] for each in seeds.values()]
             result = {"seeds": seeds, "active_over": {name: _ratios(arms, name) for name in arms[0] if name != ACTIVE},
                       "settings": settings, "threads": 1}

@@ -42,6 +42,13 @@ WORK = HERE.parent / "runs" / "benchmarks"
 TRAINING_KEYS = ("n_parameters", "n_steps", "n_epochs", "flops", "backend", "config", "model")
 
 
+def known_seeds(path: Path, input_hash: str) -> dict[str, Any]:
+    """Seeds that the record at ``path`` has of the same problem and settings."""
+    if not path.exists() or (record := read_record(path)).input_hash != input_hash:
+        return {}
+    return dict(record.result["seeds"])
+
+
 def train(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Train on a published set with a budget of CPU seconds and test."""
     folder = WORK / name

@@ -20,17 +20,16 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from benchmarks.run import DATA, HERE, WORK
+from benchmarks.run import DATA, HERE, WORK, known_seeds
 from sapis.api import load, save
 from sapis.core.files import hash_json
-from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
+from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.seeds import derive_seed, generator
 from sapis.data.formats import read_systems
 from sapis.data.reference import Energies, isolated_by_level
@@ -203,14 +202,6 @@ def table(seeds: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _known(path: Path, input_hash: str) -> dict[str, Any]:
-    """Seeds that the record at ``path`` has of the same problem and settings."""
-    if not path.exists():
-        return {}
-    record = read_record(path)
-    return dict(record.result["seeds"]) if record.input_hash == input_hash else {}
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -223,7 +214,7 @@ def main() -> None:
                 "n_test": N_TEST, "training": TrainingConfig(flops=FLOPS).model_dump(mode="json"),
                 "methods": {method: _config(method).model_dump(mode="json") for method in METHODS}}
     path = HERE / "records" / f"uncertainty-{problem}.json"
-    seeds = _known(path, hash_json(settings))
+    seeds = known_seeds(path, hash_json(settings))
     for seed in options.seeds:
         if str(seed) in seeds:
             continue
