@@ -54,6 +54,18 @@ class Dear(Fragile):
         self.results["free_energy"] = self.results["energy"]
 
 
+class Stiffer(Dear):
+    """Another method: a thousand eV away, and with a pull to the centre."""
+
+    def calculate(self, *arguments: Any, **settings: Any) -> None:
+        super().calculate(*arguments, **settings)
+        assert self.atoms is not None
+        out = self.atoms.positions - self.atoms.positions.mean(axis=0)
+        self.results["energy"] += 0.05 * float((out**2).sum())
+        self.results["free_energy"] = self.results["energy"]
+        self.results["forces"] = self.results["forces"] - 0.1 * out
+
+
 def recipe(folder: Path, **changes: object) -> ActiveRecipe:
     folder.mkdir(exist_ok=True)
     ase.io.write(folder / "cluster.xyz", Icosahedron("Cu", 2))
@@ -345,4 +357,32 @@ def test_cheap_labels_come_first(tmp_path: Path) -> None:
     first = read_json(folder / "records" / "round-00-model.json")["result"]["after"]["asked"]
     assert first["energy_rmse_meV_atom"] < 1000, "the new level has reference energies of its own"
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "cheap training" in page and "cheap labels" in page
+    assert "cheap training" in page and "cheap labels" in page and "correction of cheap labels" not in page
+
+
+@pytest.mark.slow
+def test_cheap_labels_are_corrected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no seed under training or delta"):
+        recipe(tmp_path / "other", breadth={"delta": {"seed": 1}})
+    cheap = {"labeler": {"name": "emt"}, "temperatures_K": [300], "budget": {"labels": 40, "cpu_seconds": 60},
+             "training": {"epochs": 3, "validations": 1}, "candidates": {"n_replicas": 2, "equilibration_fs": 20},
+             "dynamics": {"nve_ps": 0.02, "order_ps": 0.02, "nvt_ps": 0.02}, "delta": {"epochs": 25, "validations": 1}}
+    dear = {"name": "ase", "calculator": "test_active.Stiffer", "level": "dear"}
+    found = active(recipe(tmp_path / "run", breadth=cheap, labeler=dear, rounds=1))
+    folder = tmp_path / "run" / "out"
+    n_dear = sum(record.result["n_train"] + record.result["n_held"] for record in found.rounds[-1:])
+    assert len(Store(folder / "cheap.store")) == n_dear, "every structure with a dear label has a cheap one"
+    before = read_systems(folder / "breadth" / "train.extxyz")
+    for number in range(2):
+        told = read_json(folder / "records" / f"round-{number:02d}-delta.json")["result"]
+        assert told["n_train"] == found.rounds[number].result["n_train"] and told["n_corrected"] == len(before)
+        after = read_systems(folder / f"round-{number:02d}" / "corrected.extxyz")
+        wrong = []
+        for one, other in zip(before, after, strict=True):
+            out = one.positions - one.positions.mean(axis=0)
+            wrong.append(other.forces - (one.forces - 0.1 * out))
+            assert other.level == "dear" and other.energy == pytest.approx(one.energy + 1000.0 + 0.05 * (out**2).sum(), abs=0.5)
+        assert np.sqrt(np.mean(np.square(wrong))) < 0.3 * 0.1 * np.sqrt(np.mean(out**2)), "the pull is learned"
+    assert "correction of cheap labels" in (folder / "report.html").read_text(encoding="utf-8")
+    again = active(recipe(tmp_path / "run", breadth=cheap, labeler=dear, rounds=1))
+    assert again.model_hash == found.model_hash and len(Store(folder / "cheap.store")) == n_dear

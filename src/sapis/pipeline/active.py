@@ -9,6 +9,7 @@ from sapis.data.system import System
 from sapis.labelers.build import build_labeler
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.choice import ASKED, RANDOM, n_held_of
+from sapis.pipeline.delta import CheapLabels
 from sapis.pipeline.recipe import Recipe
 from sapis.pipeline.rounds import ActiveOutcome, rounds
 from sapis.pipeline.run import run
@@ -23,22 +24,27 @@ def active(recipe: ActiveRecipe) -> ActiveOutcome:
     Raises:
         SapisError: bad input; all labels and models so far are kept.
     """
-    begun, breadth = _broadened(recipe)
-    return rounds(begun, known=_known(recipe), breadth=breadth)
+    begun, breadth, cheap = _broadened(recipe)
+    return rounds(begun, known=_known(recipe), breadth=breadth, cheap=cheap)
 
 
-def _broadened(recipe: ActiveRecipe) -> tuple[ActiveRecipe, dict[str, Record]]:
-    """The recipe with a model of cheap labels to begin from, if it asks for one, and the records of that."""
+def _broadened(recipe: ActiveRecipe) -> tuple[ActiveRecipe, dict[str, Record], CheapLabels | None]:
+    """The recipe with a model of cheap labels to begin from, if it asks for one, the records of that, and its labels if they are
+    to be corrected.
+    """
     if recipe.breadth is None:
-        return recipe, {}
+        return recipe, {}, None
     assert recipe.system is not None
     folder = recipe.output / BREADTH
-    settings = {name: getattr(recipe.breadth, name) for name in type(recipe.breadth).model_fields}
+    settings = {name: getattr(recipe.breadth, name) for name in type(recipe.breadth).model_fields if name != "delta"}
     made = run(Recipe(title=f"{recipe.name}: cheap labels", system=recipe.system, output=folder, model=recipe.model,
                       hot_temperature_K=None, workers=recipe.workers, seed=recipe.seed, **settings))
     records = {step: read_record(folder / RECORDS / f"{step}.json") for step in ("candidates", "labels", "train")}
     level = recipe.to_level or build_labeler(recipe.labeler).level
-    return recipe.model_copy(update={"breadth": None, "start": made.model, "to_level": level}), records
+    cheap = None
+    if recipe.breadth.delta is not None:
+        cheap = CheapLabels(folder / "train.extxyz", recipe.breadth.labeler, recipe.breadth.delta)
+    return recipe.model_copy(update={"breadth": None, "start": made.model, "to_level": level}), records, cheap
 
 
 def _known(recipe: ActiveRecipe) -> dict[str, list[System]] | None:

@@ -20,6 +20,12 @@ from sapis.uncertainty.config import UncertaintyConfig
 EPOCHS = 100  # of a training that names no end
 
 
+def _ended(training: TrainingConfig) -> TrainingConfig:
+    """With an end, if it names none: no label is to be bought for a training that cannot begin."""
+    ends = (training.epochs, training.cpu_seconds, training.flops)
+    return training if any(end is not None for end in ends) else training.model_copy(update={"epochs": EPOCHS})
+
+
 class BreadthConfig(Config):
     """Cheap labels first: a `sapis run` for the same system, whose model is what the rounds begin from."""
 
@@ -29,12 +35,9 @@ class BreadthConfig(Config):
     candidates: CandidatesConfig = CandidatesConfig()
     training: TrainingConfig = TrainingConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
-
-
-def _ended(training: TrainingConfig) -> TrainingConfig:
-    """With an end, if it names none: no label is to be bought for a training that cannot begin."""
-    ends = (training.epochs, training.cpu_seconds, training.flops)
-    return training if any(end is not None for end in ends) else training.model_copy(update={"epochs": EPOCHS})
+    delta: Annotated[TrainingConfig, AfterValidator(_ended)] | None = Field(
+        None, description="training of a model of what dear labels differ from cheap ones by; corrected by it, the cheap ones "
+        "are learned beside the dear ones")
 
 
 def _unrattled(candidates: CandidatesConfig) -> CandidatesConfig:
@@ -85,8 +88,8 @@ class ActiveRecipe(RoundsConfig):
             raise ValueError("start with to_level: a new model takes its level of theory from the labels")
         if self.uncertainty.method == "ensemble" and (self.start or self.breadth):
             raise ValueError("another uncertainty than ensemble with one model to begin from: all members would be alike")
-        if self.training.seed != 0:
-            raise ValueError("no seed under training: a recipe gives it as seed")
+        if self.training.seed != 0 or (self.breadth and self.breadth.delta and self.breadth.delta.seed != 0):
+            raise ValueError("no seed under training or delta: a recipe gives it as seed")
         if self.uncertainty.method == "none":
             raise ValueError("an uncertainty among distance, laplace, shallow, evidential, dropout and ensemble")
         return self

@@ -31,16 +31,23 @@ from sapis.uncertainty.uncertain import Uncertain
 CONTROL_MODEL = "control.sapis"
 
 
-def train_round(past: Past, number: int) -> None:
-    """Learn from all labels so far, calibrate, and say what was forgotten."""
+def train_round(past: Past, number: int, corrected: Sequence[System] = ()) -> None:
+    """Learn from all labels so far, calibrate, and say what was forgotten.
+
+    Args:
+        corrected: frames with cheap labels brought to the level of theory of the dear ones, to learn beside these.
+    """
     recipe = past.recipe
     later = ("later_learning_rate",) if _goes_on(recipe, number) else ()
     inputs = past.settings("model", "training", "uncertainty", "seed", "to_level", *later) | {
         "labels": [record.result["files"] for record in past.labels],
         "from": past.models[-1].result["files"] if past.models else recipe.start and hash_file(recipe.start)}
+    if corrected:
+        inputs["corrected"] = hash_systems(corrected)
 
     def run() -> dict[str, Any]:
-        train, held = past.known(ASKED), past.known(RANDOM)
+        asked, held = past.known(ASKED), past.known(RANDOM)
+        train = [*asked, *corrected]
         fresh = {arm: past.labelled(number, arm) for arm in (ASKED, RANDOM)}
         old = held[: len(held) - len(fresh[RANDOM])]
         settings = _settings_of(past, number)
@@ -59,7 +66,8 @@ def train_round(past: Past, number: int) -> None:
             return members
 
         watch = Stopwatch()
-        found = uncertain(first.potential, recipe.uncertainty, train, held, others=others, seed=settings.seed)
+        # Of corrected labels it is not sure: what is known is what was asked for.
+        found = uncertain(first.potential, recipe.uncertainty, asked, held, others=others, seed=settings.seed)
         if len(spent) == 1:  # of members the trainings are nearly all, and may be those of an earlier call
             spent.append({"cpu_seconds": watch.cost()["cpu_seconds"], "flops": 0.0})
         doubt = recipe.uncertainty.model_dump(mode="json")
@@ -71,7 +79,7 @@ def train_round(past: Past, number: int) -> None:
                     ("train", train), ("validation", held))}}
         save(past.path(number, MODEL), found, card)
         after = _errors(found, old, fresh)
-        return {"n_train": len(train), "n_held": len(held), "before": before, "after": after,
+        return {"n_train": len(asked), "n_held": len(held), "before": before, "after": after,
                 "cost": {key: sum(each[key] for each in spent) for key in ("cpu_seconds", "flops")}}
 
     past.models.append(past.step(number, "model", inputs, MODEL, run))

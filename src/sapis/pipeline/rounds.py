@@ -32,6 +32,7 @@ from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.choice import ASKED, RANDOM, NothingToAsk, choose, explored, worth_a_label
+from sapis.pipeline.delta import CheapLabels, correct
 from sapis.pipeline.label import executor_of
 from sapis.pipeline.learning import learning_curves, train_control, train_round
 from sapis.pipeline.past import MODEL, Past
@@ -66,12 +67,13 @@ class ActiveOutcome:
 
 
 def rounds(recipe: ActiveRecipe, *, known: Mapping[str, Sequence[System]] | None = None,
-           breadth: Mapping[str, Record] | None = None) -> ActiveOutcome:
+           breadth: Mapping[str, Record] | None = None, cheap: CheapLabels | None = None) -> ActiveOutcome:
     """Do, or finish, the rounds that ``recipe`` asks for. Killed anywhere, the same call goes on.
 
     Args:
         known: labelled frames by arm to begin with, in place of new labels.
         breadth: records of cheap labels that came first, for the report.
+        cheap: these labels, if they are to be corrected by the dear ones and learned beside them.
 
     Raises:
         SapisError: bad input; all labels and models so far are kept.
@@ -80,13 +82,13 @@ def rounds(recipe: ActiveRecipe, *, known: Mapping[str, Sequence[System]] | None
     torch.set_num_threads(recipe.training.threads)
     work = Workspace(recipe.output, [STORE, MODEL, REPORT])
     with work.locked():
-        return _Run(recipe, work, known, dict(breadth or {})).finish()
+        return _Run(recipe, work, known, dict(breadth or {}), cheap).finish()
 
 
 class _Run:
     def __init__(self, recipe: ActiveRecipe, work: Workspace, known: Mapping[str, Sequence[System]] | None,
-                 breadth: dict[str, Record]) -> None:
-        self.recipe, self.work, self.known, self.breadth = recipe, work, known, breadth
+                 breadth: dict[str, Record], cheap: CheapLabels | None) -> None:
+        self.recipe, self.work, self.known, self.breadth, self.cheap = recipe, work, known, breadth, cheap
         self.past = Past(recipe, work)
         self.last_fresh: tuple[int, tuple[list[System], dict[str, int]]] | None = None  # of a round
         self.labeler = build_labeler(recipe.labeler)
@@ -132,7 +134,8 @@ class _Run:
                     reason = (f"nothing to ask for in round {number}: {end.expected} were wanted, and there are {end.received}; "
                               f"{end.todo}")
                     break
-            train_round(self.past, number)
+            corrected = correct(self.past, number, self.cheap, self.level, self.executor) if self.cheap else []
+            train_round(self.past, number, corrected)
             if self.recipe.control and number:
                 train_control(self.past, number)
         source = self.past.path(len(self.past.models) - 1, MODEL)

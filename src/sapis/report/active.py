@@ -19,8 +19,8 @@ from sapis.report.page import document
 from sapis.report.structures import structure_view
 from sapis.uncertainty.learning_curve import labels_needed
 
-NAMES = {"candidates": "exploration", "choice": "choice", "labels": "labels", "model": "training",
-         "control": "training of the control"}
+NAMES = {"candidates": "exploration", "choice": "choice", "labels": "labels", "delta": "correction of cheap labels",
+         "model": "training", "control": "training of the control"}
 CHEAP = {"candidates": "exploration", "labels": "labels", "train": "training"}
 
 
