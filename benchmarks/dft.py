@@ -47,7 +47,7 @@ def sampled(recipe: ActiveRecipe, temperatures_K: list[float], n: int, seed: int
     """Frames of dynamics driven by GFN2-xTB."""
     assert recipe.system is not None
     starts = load_structure(recipe.system.smiles, n_conformers=recipe.candidates.n_conformers, seed=seed)
-    how = recipe.candidates.model_copy(update={"bias": 0.0, "decorrelation_fs": 50.0})
+    how = recipe.candidates.without_doubt().model_copy(update={"decorrelation_fs": 50.0})
     return make_candidates(starts, LabelerConfig(), temperatures_K, n, how, seed, folder, recipe.workers)[0]
 
 
@@ -92,7 +92,8 @@ def main() -> None:
     n_labels = sum(record.result["n_train"] + record.result["n_held"] for record in outcome.rounds[-1:])
     costs = _costs(outcome.model.parent)
     took = sum(each["wall_seconds"] for each in costs.values())
-    random, spent = at_random(recipe, n_labels, costs["model"]["flops"] + costs["breadth train"]["flops"], folder / "random")
+    flops = sum(each["flops"] for each in costs.values())  # of all trainings, those of cheap labels and differences too
+    random, spent = at_random(recipe, n_labels, flops, folder / "random")
     figures = {}
     for name, potential in (("active", load(outcome.model).potential), *(
             (f"random, seed {seed}", model) for seed, model in zip(RANDOM_SEEDS, random, strict=True))):
