@@ -127,6 +127,22 @@ def test_calibration_finds_the_factor_of_each_group(d: int) -> None:
         found.bounds(stds, 0.8)
 
 
+def test_calibration_finds_a_planted_power() -> None:
+    rng = np.random.default_rng(6)
+    stds, groups = np.exp(rng.normal(0, 0.3, N)), rng.integers(0, 2, N)
+    truth = np.array([0.5, 2.0])[groups] * stds**2
+    errors = np.linalg.norm(truth[:, None] * rng.normal(size=(N, 3)), axis=1)
+    found = Calibration.of(errors, stds, 3, groups=groups, with_power=True)
+    assert found.power == pytest.approx(2.0, abs=0.03)
+    np.testing.assert_allclose(found.corrected(stds, groups), truth, rtol=0.1)
+    assert Calibration.from_json(found.to_json()) == found
+    assert Calibration.of(errors, stds, 3, groups=groups).power == 1.0, "where none was asked for"
+    noisy = Calibration.of(errors, truth * np.exp(rng.normal(0, 0.5, N)), 3, groups=groups, with_power=True)
+    assert noisy.power == pytest.approx(1.0, abs=1e-4), "noise in what is stated does not flatten it"
+    few = Calibration.of(errors[:60], stds[:60], 3, n_frames=2, with_power=True)
+    assert few.power < 1.3, "two frames say little"
+
+
 def test_quantiles_hold_whatever_the_distribution() -> None:
     """Errors with heavy tails: regions of a normal distribution are wrong, conformal ones are not."""
     rng = np.random.default_rng(5)

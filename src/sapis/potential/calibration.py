@@ -1,8 +1,11 @@
 """Deviations made right on frames that were held out: a factor for each group, and what most errors stay below.
 
-A factor ``a`` is that of the greatest likelihood: ``a^2`` is the mean of ``e^2 / (d s^2)``. A conformal quantile ``q`` (split
-conformal: Lei and others, JASA 113, 1094, 2018) makes no assumption on the distribution: of errors exchangeable with those that
-it was set on, a share of at least ``level`` lies below ``q a s``. Errors of one frame go together, so what is few are frames.
+A factor ``a`` is that of the greatest likelihood: ``a^2`` is the mean of ``e^2 / (d s^2)``. Errors may grow faster than what is
+stated: ``s`` is then ``t (s/t)^p``, with the root mean square ``t`` and a power ``p`` of the greatest likelihood, too. It is not
+less than 1: noise in what is stated would flatten it, and a model that leaves what it knows would be too sure. A conformal
+quantile ``q`` (split conformal: Lei and others, JASA 113, 1094, 2018) makes no assumption on the distribution: of errors
+exchangeable with those that it was set on, a share of at least ``level`` lies below ``q a s``. Errors of one frame go together,
+so what is few are frames.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 from sapis.core.errors import DataError
 
 MIN_ERRORS = 5  # to calibrate on
 MIN_OF_GROUP = 30  # errors; groups with fewer share one factor
 LEVELS = (0.5, 0.9, 0.95)
+POWERS = (1.0, 3.0)
+POWER_SPREAD = 0.5  # of a Gaussian around 1 that holds the power where frames are few
 TINY = 1e-12
 
 
@@ -30,17 +36,23 @@ class Calibration:
         factors: by group (the atomic number for forces); ``None`` is for all others.
         quantiles: by level, in units of corrected deviations, of those levels that so many errors suffice for.
         n: errors that it was set on.
+        power, typical: ``p`` and ``t``.
     """
 
     d: int
     factors: Mapping[int | None, float]
     quantiles: Mapping[float, float]
     n: int
+    power: float = 1.0
+    typical: float = 1.0
 
     @classmethod
     def of(cls, errors: np.ndarray, stds: np.ndarray, d: int, *, groups: Sequence[int] | np.ndarray | None = None,
-           n_frames: int | None = None) -> Calibration:
+           n_frames: int | None = None, with_power: bool = False) -> Calibration:
         """Set on ``errors`` ``(n,)`` with ``stds`` ``(n,)``, each of a group ``(n,)``, of ``n_frames`` frames (default: as many).
+
+        Args:
+            with_power: find a power; it is 1 otherwise.
 
         Raises:
             DataError: too few errors.
@@ -49,23 +61,31 @@ class Calibration:
         if len(errors) < MIN_ERRORS:
             raise DataError(expected=f"at least {MIN_ERRORS} errors to calibrate on", received=str(len(errors)),
                             where="calibration", todo="hold out more frames")
-        squares = errors**2 / (d * np.maximum(stds, TINY) ** 2)
-        factors: dict[int | None, float] = {None: float(np.sqrt(squares.mean()))}
-        if groups is not None:
-            for group in np.unique(groups):
-                own = squares[np.asarray(groups) == group]
-                if len(own) >= MIN_OF_GROUP:
-                    factors[int(group)] = float(np.sqrt(own.mean()))
-        ratios = np.sort(errors / (_factors(factors, groups, len(errors)) * np.maximum(stds, TINY)))
+        stds, n_frames = np.maximum(stds, TINY), n_frames or len(errors)
+        typical = float(np.sqrt(np.mean(stds**2)))
+
+        def raised(power: float) -> np.ndarray:
+            return stds * (stds / typical) ** (power - 1)
+
+        def minus_log_likelihood(power: float) -> float:
+            now = raised(power)
+            now = _factors(_most_likely(errors, now, d, groups), groups, len(errors)) * now
+            # Of as many independent errors as there are frames.
+            return n_frames * d * float(np.log(np.maximum(now, TINY)).mean()) + 0.5 * ((power - 1) / POWER_SPREAD) ** 2
+
+        power = float(minimize_scalar(minus_log_likelihood, bounds=POWERS, method="bounded").x) if with_power else 1.0
+        factors = _most_likely(errors, raised(power), d, groups)
+        ratios = np.sort(errors / (_factors(factors, groups, len(errors)) * raised(power)))
         # The (n + 1) level-th of n, rounded up: so that the level holds for the next one. Few frames bound no high level.
-        n, n_frames = len(ratios), n_frames or len(ratios)
+        n = len(ratios)
         places = {level: int(np.ceil(n * (n_frames + 1) / n_frames * level - TINY)) - 1 for level in LEVELS}
         quantiles = {level: float(ratios[place]) for level, place in places.items() if place < n}
-        return cls(d, factors, quantiles, len(errors))
+        return cls(d, factors, quantiles, len(errors), power, typical)
 
     def corrected(self, stds: np.ndarray, groups: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Deviations ``(n,)`` that can be trusted, for ``stds`` of ``groups``."""
-        return _factors(self.factors, groups, len(stds)) * np.asarray(stds, dtype=float)
+        stds = np.asarray(stds, dtype=float)
+        return _factors(self.factors, groups, len(stds)) * stds * (stds / self.typical) ** (self.power - 1)
 
     def bounds(self, stds: np.ndarray, level: float) -> np.ndarray:
         """What a share of ``level`` of the errors stays below, ``(n,)``, for corrected ``stds``.
@@ -82,13 +102,27 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {"d": self.d, "factors": {"" if key is None else str(key): value for key, value in self.factors.items()},
-                "quantiles": {f"{key:g}": value for key, value in self.quantiles.items()}, "n": self.n}
+                "quantiles": {f"{key:g}": value for key, value in self.quantiles.items()}, "n": self.n, "power": self.power,
+                "typical": self.typical}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Calibration:
         """The inverse of `to_json`."""
         return cls(values["d"], {int(key) if key else None: value for key, value in values["factors"].items()},
-                   {float(key): value for key, value in values["quantiles"].items()}, values["n"])
+                   {float(key): value for key, value in values["quantiles"].items()}, values["n"], values.get("power", 1.0),
+                   values.get("typical", 1.0))
+
+
+def _most_likely(errors: np.ndarray, stds: np.ndarray, d: int, groups: Sequence[int] | np.ndarray | None,
+                 ) -> dict[int | None, float]:
+    """The factor of all, and of each group with errors enough."""
+    squares = errors**2 / (d * stds**2)
+    factors: dict[int | None, float] = {None: float(np.sqrt(squares.mean()))}
+    for group in np.unique(groups) if groups is not None else ():
+        own = squares[np.asarray(groups) == group]
+        if len(own) >= MIN_OF_GROUP:
+            factors[int(group)] = float(np.sqrt(own.mean()))
+    return factors
 
 
 def _factors(factors: Mapping[int | None, float], groups: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray:

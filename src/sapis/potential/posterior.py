@@ -66,7 +66,9 @@ class Posterior:
         if energy is not None:
             variance = float(energy.corrected(np.ones(1))[0]) ** 2 * variance
         if forces is not None:
-            covariance = forces.corrected(np.ones(len(numbers)), numbers)[:, None, None] ** 2 * covariance
+            stds = self.force_std
+            factors = np.divide(forces.corrected(stds, numbers), stds, out=np.zeros(len(stds)), where=stds > 0)
+            covariance = factors[:, None, None] ** 2 * covariance
         return replace(self, energy_variance=variance, force_covariance=covariance)
 
     @property

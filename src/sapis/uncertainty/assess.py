@@ -66,7 +66,9 @@ def calibrate(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dic
     Raises:
         DataError: too few labels.
     """
-    return {name: Calibration.of(found.errors, found.stds, found.d, groups=found.groups, n_frames=found.n_frames)
+    # Energies are few, one of a frame; and dynamics that a bias drives needs how the calibrated one changes.
+    return {name: Calibration.of(found.errors, found.stds, found.d, groups=found.groups, n_frames=found.n_frames,
+                                 with_power=name == "forces")
             for name, found in errors_of(posteriors, systems).items()}
 
 
