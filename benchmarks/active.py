@@ -126,10 +126,11 @@ def one(pool: str, strategy: str, seed: int) -> dict[str, Any]:
 
 
 def ratio(runs: dict[str, Any], strategy: str) -> dict[str, float]:
-    """Labels that ``strategy`` needs for the last error of the random arm, over those of that arm: by the means over seeds, with
-    an interval of 90 % by drawing seeds anew.
+    """Labels that ``strategy`` needs for the last error of the random arm, over those of that arm: by the means over the seeds
+    that both have, with an interval of 90 % by drawing seeds anew.
     """
-    curves = {name: np.log([run["force_rmse_meV_A"] for run in runs[name].values()]) for name in (RANDOM, strategy)}
+    seeds = [seed for seed in runs[RANDOM] if seed in runs[strategy]]
+    curves = {name: np.log([runs[name][seed]["force_rmse_meV_A"] for seed in seeds]) for name in (RANDOM, strategy)}
     n_labels = np.array(next(iter(runs[RANDOM].values()))["n_labels"], dtype=float)
     rng = generator(0, "active")
 
@@ -137,8 +138,8 @@ def ratio(runs: dict[str, Any], strategy: str) -> dict[str, float]:
         target = float(np.exp(means[RANDOM][-1]))
         return labels_needed(n_labels, np.exp(means[strategy]), target) / labels_needed(n_labels, np.exp(means[RANDOM]), target)
 
-    n = min(len(curve) for curve in curves.values())
-    draws = rng.integers(n, size=(N_RESAMPLES, n))  # of both arms alike: a seed begins both with the same labels
+    # Draws are of both arms alike: a seed begins both with the same labels.
+    draws = rng.integers(len(seeds), size=(N_RESAMPLES, len(seeds)))
     drawn = [of({name: curve[chosen].mean(0) for name, curve in curves.items()}) for chosen in draws]
     low, high = np.quantile(drawn, INTERVAL, method="nearest")
     return {"ratio": of({name: curve.mean(0) for name, curve in curves.items()}), "low": float(low), "high": float(high)}
@@ -146,6 +147,7 @@ def ratio(runs: dict[str, Any], strategy: str) -> dict[str, float]:
 
 def _figure(pool: str, runs: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     figure, ax = plt.subplots(figsize=(6, 4))
     for name, seeds in runs.items():
@@ -153,6 +155,10 @@ def _figure(pool: str, runs: dict[str, Any]) -> None:
         errors = np.array([run["force_rmse_meV_A"] for run in seeds.values()])
         (line,) = ax.loglog(n_labels, np.exp(np.log(errors).mean(0)), "o-", label=name)
         ax.fill_between(n_labels, errors.min(0), errors.max(0), alpha=0.15, color=line.get_color())
+    for axis, ticks in ((ax.xaxis, n_labels[::2]), (ax.yaxis, [k * 10**power for power in range(4) for k in (1, 1.5, 2, 3, 4, 5, 7)])):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     ax.set(xlabel="labels", ylabel="test force RMSE (meV/Å)", title=f"{pool}: geometric means and ranges of the seeds")
     ax.legend()
     figure.savefig(HERE / "figures" / f"active-{pool}.png", dpi=120, bbox_inches="tight")
