@@ -155,7 +155,8 @@ def _figure(pool: str, runs: dict[str, Any]) -> None:
         errors = np.array([run["force_rmse_meV_A"] for run in seeds.values()])
         (line,) = ax.loglog(n_labels, np.exp(np.log(errors).mean(0)), "o-", label=name)
         ax.fill_between(n_labels, errors.min(0), errors.max(0), alpha=0.15, color=line.get_color())
-    for axis, ticks in ((ax.xaxis, n_labels[::2]), (ax.yaxis, [k * 10**power for power in range(4) for k in (1, 1.5, 2, 3, 4, 5, 7)])):
+    decades = [k * 10**power for power in range(4) for k in (1, 1.5, 2, 3, 4, 5, 7)]
+    for axis, ticks in ((ax.xaxis, n_labels[::2]), (ax.yaxis, decades)):
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
