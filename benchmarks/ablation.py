@@ -20,11 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from benchmarks.run import DATA, HERE, WORK
+from benchmarks.run import DATA, HERE, WORK, known_runs
 from sapis.core.config import parse_config
 from sapis.core.files import hash_json
 from sapis.core.memory import keep_freed_memory
-from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
+from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.data.formats import read_systems
 from sapis.data.reference import isolated_by_level
 from sapis.data.splits import random_split
@@ -126,9 +126,7 @@ def main() -> None:
     made_by, watch, path = provenance(), Stopwatch(), HERE / "records" / f"{options.name}.json"
     settings = {"cpu_seconds": options.cpu_seconds, "n_held": N_HELD, "model": ModelConfig().model_dump(mode="json"),
                 "training": TrainingConfig().model_dump(mode="json")}
-    runs: dict[str, dict[str, dict[str, Any]]] = {}
-    if path.exists() and (known := read_record(path)).input_hash == hash_json(settings):
-        runs = known.result["runs"]
+    runs = known_runs(path, hash_json(settings), "runs")
     tasks: list[Task] = [(name, arm, seed) for seed in options.seeds for arm in options.arms for name in options.sets
                          if str(seed) not in runs.get(name, {}).get(arm, {})]
     worker = partial(_worker, WORK / options.name, options.cpu_seconds)

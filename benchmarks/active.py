@@ -22,11 +22,11 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from benchmarks.run import DATA, HERE, WORK
+from benchmarks.run import DATA, HERE, WORK, known_runs
 from sapis.api import load
 from sapis.core.config import parse_config
 from sapis.core.files import hash_json
-from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
+from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.seeds import generator
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.splits import random_split
@@ -177,9 +177,7 @@ def main() -> None:
     settings = {**SETTINGS, **{name: each.model_dump(mode="json") for name, each in defaults.items()}, "n_pool": N_POOL,
                 "n_test": N_TEST, "files": FILES[pool]}
     path = HERE / "records" / f"active-{pool}.json"
-    runs: dict[str, Any] = {}
-    if path.exists() and (known := read_record(path)).input_hash == hash_json(settings):
-        runs = known.result["runs"]
+    runs = known_runs(path, hash_json(settings), "runs")
     for seed in options.seeds:
         for strategy in options.strategies:
             done = runs.setdefault(strategy, {})

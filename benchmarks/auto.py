@@ -16,9 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from benchmarks.run import DATA, WORK
+from benchmarks.run import DATA, WORK, known_runs
 from sapis.core.files import hash_json
-from sapis.core.records import Record, Stopwatch, provenance, read_record, write_record
+from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.pipeline.auto import auto
 from sapis.pipeline.auto_config import AutoConfig
 from sapis.scaling.policies import POLICIES, Policy
@@ -95,9 +95,7 @@ def main() -> None:
     isolated = DATA / "acac" / "isolated_atoms.extxyz.gz" if options.problem == "acac" else None
     made_by, watch = provenance(), Stopwatch()
     problem, path = PROBLEMS[options.problem], HERE / "records" / f"auto-{options.problem}.json"
-    cases: dict[str, dict[str, Any]] = {case: {} for case in CASES}
-    if path.exists() and (known := read_record(path)).input_hash == hash_json(problem):
-        cases |= known.result["cases"]
+    cases: dict[str, dict[str, Any]] = {case: {} for case in CASES} | known_runs(path, hash_json(problem), "cases")
     for seed in options.seeds:
         for case in CASES:
             if str(seed) not in cases[case]:

@@ -27,7 +27,7 @@ from ase import Atoms
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.stats import beta
 
-from benchmarks.run import HERE, WORK, known_seeds
+from benchmarks.run import HERE, WORK, known_runs
 from sapis.api import load, save
 from sapis.core.config import parse_config
 from sapis.core.files import hash_json, read_json, write_json
@@ -181,11 +181,11 @@ def main() -> None:
     made_by, watch, path = provenance(), Stopwatch(), HERE / "records" / "explore.json"
     settings = {**SETTINGS, "plain_K": PLAIN_K, "broad_K": BROAD_K, "n_broad": N_BROAD,
                 "md": {"temperature_K": MD_K, "time_ps": MD_PS, "n": N_MD, "piece_ps": PIECE_PS, "limit_eV_A": LIMIT}}
-    seeds = known_seeds(path, hash_json(settings))
+    seeds = known_runs(path, hash_json(settings))
     for seed in options.seeds:
         if str(seed) not in seeds:
             made = one_seed(seed, WORK / "explore") | {"made_by": made_by}
-            seeds = {**known_seeds(path, hash_json(settings)), str(seed): made}  # others may have been made meanwhile
+            seeds = {**known_runs(path, hash_json(settings)), str(seed): made}  # others may have been made meanwhile
             arms = [each["arms"] for each in seeds.values()]
             result = {"seeds": seeds, "active_over": {name: _ratios(arms, name) for name in arms[0] if name != ACTIVE},
                       "settings": settings, "threads": 1}

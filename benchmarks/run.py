@@ -42,11 +42,11 @@ WORK = HERE.parent / "runs" / "benchmarks"
 TRAINING_KEYS = ("n_parameters", "n_steps", "n_epochs", "flops", "backend", "config", "model")
 
 
-def known_seeds(path: Path, input_hash: str) -> dict[str, Any]:
-    """Seeds that the record at ``path`` has of the same problem and settings."""
+def known_runs(path: Path, input_hash: str, key: str = "seeds") -> dict[str, Any]:
+    """What the record at ``path`` has under ``key``, if it is of the same problem and settings; else nothing."""
     if not path.exists() or (record := read_record(path)).input_hash != input_hash:
         return {}
-    return dict(record.result["seeds"])
+    return dict(record.result[key])
 
 
 def train(name: str, spec: dict[str, Any]) -> dict[str, Any]:

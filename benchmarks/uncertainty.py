@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from benchmarks.run import DATA, HERE, WORK, known_seeds
+from benchmarks.run import DATA, HERE, WORK, known_runs
 from sapis.api import load, save
 from sapis.core.files import hash_json
 from sapis.core.records import Record, Stopwatch, provenance, write_record
@@ -214,7 +214,7 @@ def main() -> None:
                 "n_test": N_TEST, "training": TrainingConfig(flops=FLOPS).model_dump(mode="json"),
                 "methods": {method: _config(method).model_dump(mode="json") for method in METHODS}}
     path = HERE / "records" / f"uncertainty-{problem}.json"
-    seeds = known_seeds(path, hash_json(settings))
+    seeds = known_runs(path, hash_json(settings))
     for seed in options.seeds:
         if str(seed) in seeds:
             continue

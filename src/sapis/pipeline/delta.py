@@ -48,8 +48,9 @@ class CheapLabels:
     training: TrainingConfig
 
 
-def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: Executor) -> list[System]:
-    """The frames of ``cheap`` at ``level``, by all dear labels up to round ``number``. A step of that round.
+def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: Executor) -> None:
+    """Bring the frames of ``cheap`` to ``level``, by all dear labels up to round ``number``. A step of that round, which leaves
+    them in `CORRECTED`.
 
     Raises:
         DataError: no structure has labels of both methods.
@@ -60,7 +61,7 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
         "labeler": cheap.labeler.model_dump(mode="json"), "training": training.model_dump(mode="json")}
 
     def run() -> dict[str, Any]:
-        train, held = (differences(past.known(arm), cheap.labeler, past.work.path(STORE), executor) for arm in (ASKED, RANDOM))
+        train, held = (_differences(past.known(arm), cheap.labeler, past.work.path(STORE), executor) for arm in (ASKED, RANDOM))
         if not train:
             raise DataError(expected="cheap labels of the structures that have dear ones", received="none: all have failed",
                             where=f"labeler {cheap.labeler.name}", todo="look at the journal of the store, or leave out delta")
@@ -79,10 +80,9 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
     on_held = f", force RMSE {result['force_rmse_meV_A']:.1f} meV/Å on {result['n_held']} held out" if result["n_held"] else ""
     console.print(f"  difference of the methods from {result['n_train']} labels{on_held}; "
                   f"{result['n_corrected']} cheap labels corrected")
-    return read_systems(past.path(number, CORRECTED))
 
 
-def differences(systems: Sequence[System], labeler: LabelerConfig, store: Path, executor: Executor) -> list[System]:
+def _differences(systems: Sequence[System], labeler: LabelerConfig, store: Path, executor: Executor) -> list[System]:
     """Labels of ``systems`` minus those by ``labeler``, where these do not fail."""
     _, cheap = label_at(store, [system.without_labels() for system in systems], labeler, executor, is_quiet=True)
     return [replace(_sum(system, other, -1), level="") for system, other in zip(systems, cheap, strict=True)

@@ -12,11 +12,13 @@ from sapis.core.progress import console
 from sapis.core.records import Stopwatch
 from sapis.core.seeds import derive_seed
 from sapis.core.version import __version__
+from sapis.data.formats import read_systems
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.choice import ASKED, CONTROL, RANDOM
+from sapis.pipeline.delta import CORRECTED
 from sapis.pipeline.members import trained_members
 from sapis.pipeline.past import MODEL, Past
 from sapis.potential.bundle import hash_tensors
@@ -31,23 +33,19 @@ from sapis.uncertainty.uncertain import Uncertain
 CONTROL_MODEL = "control.sapis"
 
 
-def train_round(past: Past, number: int, corrected: Sequence[System] = ()) -> None:
-    """Learn from all labels so far, calibrate, and say what was forgotten.
-
-    Args:
-        corrected: frames with cheap labels brought to the level of theory of the dear ones, to learn beside these.
-    """
-    recipe = past.recipe
+def train_round(past: Past, number: int) -> None:
+    """Learn from all labels so far, and from cheap ones that the round has corrected, calibrate, and say what was forgotten."""
+    recipe, delta = past.recipe, past.rounds[number].get("delta")
     later = ("later_learning_rate",) if _goes_on(recipe, number) else ()
     inputs = past.settings("model", "training", "uncertainty", "seed", "to_level", *later) | {
         "labels": [record.result["files"] for record in past.labels],
         "from": past.models[-1].result["files"] if past.models else recipe.start and hash_file(recipe.start)}
-    if corrected:
-        inputs["corrected"] = hash_systems(corrected)
+    if delta is not None:
+        inputs["corrected"] = delta.result["files"]
 
     def run() -> dict[str, Any]:
         asked, held = past.known(ASKED), past.known(RANDOM)
-        train = [*asked, *corrected]
+        train = asked + (read_systems(past.path(number, CORRECTED)) if delta is not None else [])
         fresh = {arm: past.labelled(number, arm) for arm in (ASKED, RANDOM)}
         old = held[: len(held) - len(fresh[RANDOM])]
         settings = _settings_of(past, number)

@@ -134,8 +134,9 @@ class _Run:
                     reason = (f"nothing to ask for in round {number}: {end.expected} were wanted, and there are {end.received}; "
                               f"{end.todo}")
                     break
-            corrected = correct(self.past, number, self.cheap, self.level, self.executor) if self.cheap else []
-            train_round(self.past, number, corrected)
+            if self.cheap is not None:
+                correct(self.past, number, self.cheap, self.level, self.executor)
+            train_round(self.past, number)
             if self.recipe.control and number:
                 train_control(self.past, number)
         source = self.past.path(len(self.past.models) - 1, MODEL)

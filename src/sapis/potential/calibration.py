@@ -64,18 +64,16 @@ class Calibration:
         stds, n_frames = np.maximum(stds, TINY), n_frames or len(errors)
         typical = float(np.sqrt(np.mean(stds**2)))
 
-        def raised(power: float) -> np.ndarray:
-            return stds * (stds / typical) ** (power - 1)
-
         def minus_log_likelihood(power: float) -> float:
-            now = raised(power)
+            now = _raised(stds, typical, power)
             now = _factors(_most_likely(errors, now, d, groups), groups, len(errors)) * now
             # Of as many independent errors as there are frames.
             return n_frames * d * float(np.log(np.maximum(now, TINY)).mean()) + 0.5 * ((power - 1) / POWER_SPREAD) ** 2
 
         power = float(minimize_scalar(minus_log_likelihood, bounds=POWERS, method="bounded").x) if with_power else 1.0
-        factors = _most_likely(errors, raised(power), d, groups)
-        ratios = np.sort(errors / (_factors(factors, groups, len(errors)) * raised(power)))
+        stds = _raised(stds, typical, power)
+        factors = _most_likely(errors, stds, d, groups)
+        ratios = np.sort(errors / (_factors(factors, groups, len(errors)) * stds))
         # The (n + 1) level-th of n, rounded up: so that the level holds for the next one. Few frames bound no high level.
         n = len(ratios)
         places = {level: int(np.ceil(n * (n_frames + 1) / n_frames * level - TINY)) - 1 for level in LEVELS}
@@ -84,8 +82,7 @@ class Calibration:
 
     def corrected(self, stds: np.ndarray, groups: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Deviations ``(n,)`` that can be trusted, for ``stds`` of ``groups``."""
-        stds = np.asarray(stds, dtype=float)
-        return _factors(self.factors, groups, len(stds)) * stds * (stds / self.typical) ** (self.power - 1)
+        return _factors(self.factors, groups, len(stds)) * _raised(np.asarray(stds, dtype=float), self.typical, self.power)
 
     def bounds(self, stds: np.ndarray, level: float) -> np.ndarray:
         """What a share of ``level`` of the errors stays below, ``(n,)``, for corrected ``stds``.
@@ -111,6 +108,10 @@ class Calibration:
         return cls(values["d"], {int(key) if key else None: value for key, value in values["factors"].items()},
                    {float(key): value for key, value in values["quantiles"].items()}, values["n"], values.get("power", 1.0),
                    values.get("typical", 1.0))
+
+
+def _raised(stds: np.ndarray, typical: float, power: float) -> np.ndarray:
+    return stds * (stds / typical) ** (power - 1)
 
 
 def _most_likely(errors: np.ndarray, stds: np.ndarray, d: int, groups: Sequence[int] | np.ndarray | None,
