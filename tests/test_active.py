@@ -364,6 +364,8 @@ def test_cheap_labels_come_first(tmp_path: Path) -> None:
 def test_cheap_labels_are_corrected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no seed under training or delta"):
         recipe(tmp_path / "other", breadth={"delta": {"seed": 1}})
+    with pytest.raises(ConfigError, match="either control or delta"):
+        recipe(tmp_path / "other", breadth={"delta": {}}, control=True)
     cheap = {"labeler": {"name": "emt"}, "temperatures_K": [300], "budget": {"labels": 40, "cpu_seconds": 60},
              "training": {"epochs": 3, "validations": 1}, "candidates": {"n_replicas": 2, "equilibration_fs": 20},
              "dynamics": {"nve_ps": 0.02, "order_ps": 0.02, "nvt_ps": 0.02}, "delta": {"epochs": 25, "validations": 1}}

@@ -88,6 +88,8 @@ class ActiveRecipe(RoundsConfig):
             raise ValueError("start with to_level: a new model takes its level of theory from the labels")
         if self.uncertainty.method == "ensemble" and (self.start or self.breadth):
             raise ValueError("another uncertainty than ensemble with one model to begin from: all members would be alike")
+        if self.control and self.breadth and self.breadth.delta:
+            raise ValueError("either control or delta: the second model would go without the corrected labels")
         if self.training.seed != 0 or (self.breadth and self.breadth.delta and self.breadth.delta.seed != 0):
             raise ValueError("no seed under training or delta: a recipe gives it as seed")
         if self.uncertainty.method == "none":

@@ -61,7 +61,8 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
         "labeler": cheap.labeler.model_dump(mode="json"), "training": training.model_dump(mode="json")}
 
     def run() -> dict[str, Any]:
-        train, held = (_differences(past.known(arm), cheap.labeler, past.work.path(STORE), executor) for arm in (ASKED, RANDOM))
+        (train, _), (held, took) = (
+            _differences(past.known(arm), cheap.labeler, past.work.path(STORE), executor) for arm in (ASKED, RANDOM))
         if not train:
             raise DataError(expected="cheap labels of the structures that have dear ones", received="none: all have failed",
                             where=f"labeler {cheap.labeler.name}", todo="look at the journal of the store, or leave out delta")
@@ -73,8 +74,9 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
         write_systems(past.path(number, CORRECTED), [
             replace(_sum(frame, one, 1), level=level) for frame, one in zip(frames, found, strict=True)])
         errors = evaluate(fitting.potential, held)["force_rmse_meV_A"] if held else None
+        took -= sum(steps["delta"].result["label_cpu_seconds"] for steps in past.rounds[:number])
         return {"n_train": len(train), "n_held": len(held), "n_corrected": len(frames), "force_rmse_meV_A": errors,
-                "cost": {"cpu_seconds": spent.cpu_seconds, "flops": spent.flops}}
+                "label_cpu_seconds": took, "cost": {"cpu_seconds": spent.cpu_seconds + took, "flops": spent.flops}}
 
     result = past.step(number, "delta", inputs, CORRECTED, run).result
     on_held = f", force RMSE {result['force_rmse_meV_A']:.1f} meV/Å on {result['n_held']} held out" if result["n_held"] else ""
@@ -82,11 +84,12 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
                   f"{result['n_corrected']} cheap labels corrected")
 
 
-def _differences(systems: Sequence[System], labeler: LabelerConfig, store: Path, executor: Executor) -> list[System]:
-    """Labels of ``systems`` minus those by ``labeler``, where these do not fail."""
-    _, cheap = label_at(store, [system.without_labels() for system in systems], labeler, executor, is_quiet=True)
+def _differences(systems: Sequence[System], labeler: LabelerConfig, store: Path, executor: Executor,
+                 ) -> tuple[list[System], float]:
+    """Labels of ``systems`` minus those by ``labeler``, where these do not fail; CPU seconds of all labels in ``store``."""
+    done, cheap = label_at(store, [system.without_labels() for system in systems], labeler, executor, is_quiet=True)
     return [replace(_sum(system, other, -1), level="") for system, other in zip(systems, cheap, strict=True)
-            if isinstance(other, System)]
+            if isinstance(other, System)], done.total_cpu_seconds
 
 
 def _sum(system: System, other: System | Prediction, sign: int) -> System:
