@@ -1,12 +1,11 @@
 """A model that explores, against as many labels from plain dynamics: ``python -m benchmarks.explore``.
 
 1,3-Propanediol at GFN2-xTB, a chain with many minima. One arm is `sapis active`: dynamics of the model from 300 to 1,500 K,
-drawn to what it does not know, and displaced structures. The others label frames of dynamics by GFN2-xTB itself, at 300 K, at
-600 K and from 300 to 1,500 K, as many, and train as long. All are tested on a broad set that none has seen (dynamics from 300
+drawn to what it does not know, and displaced structures. The others label frames of dynamics by GFN2-xTB itself, at 300 K and
+from 300 to 1,500 K, as many, and train as long. All are tested on a broad set that none has seen (dynamics from 300
 to 2,000 K, vibrations, turned and stretched bonds), and by dynamics at 600 K until something breaks: the structure, or the
-forces, by `LIMIT` against the truth, which is asked every 0.1 ps; velocities are drawn anew then. Another arm explores in the
-same way and has labels at random, to tell what asking brings from what the wider dynamics bring. What is judged was settled
-beforehand: the arm of 300 K, what one does without a thought; the others stand beside it. Writes
+forces, by `LIMIT` against the truth, which is asked every 0.1 ps; velocities are drawn anew then. What is judged was settled
+beforehand: the arm of 300 K, what one does without a thought; the other stands beside it. Writes
 ``benchmarks/records/explore.json`` after each seed; the same command goes on after a stop, and does no seed again that the record
 has.
 """
@@ -61,8 +60,8 @@ SETTINGS: dict[str, Any] = {
     "candidates": {"n_conformers": 6, "n_replicas": 3, "decorrelation_fs": 20, "rattle_fraction": 0, "bias": 0.2},
     "training": {"epochs": 60}, "energy_window_eV_atom": 0.7,
 }
-PLAIN_K = {"plain, 300 K": [300.0], "plain, 600 K": [600.0], "plain, 300 to 1,500 K": SETTINGS["temperatures_K"]}
-ACTIVE, UNASKED = "active", "active, labels at random"  # the same exploration
+PLAIN_K = {"plain, 300 K": [300.0], "plain, 300 to 1,500 K": SETTINGS["temperatures_K"]}
+ACTIVE = "active"
 BROAD_K, N_BROAD = (300.0, 600.0, 1000.0, 1500.0, 2000.0), 1000
 BOND = 1.4  # wide enough for what 600 K do to a bond
 MD_K, MD_PS, N_MD, PIECE_PS, LIMIT = 600.0, 10.0, 6, 0.1, 1.0  # LIMIT in eV/Å, on the force on an atom
@@ -82,9 +81,9 @@ def broad(folder: Path) -> list[System]:
     return labelled(found + displaced(SMILES, starts, N_BROAD // 4, BROAD_K[:3], generator(20261126, "broad")), folder)
 
 
-def asked(seed: int, folder: Path, **changes: Any) -> tuple[Trained, dict[str, float]]:
+def asked(seed: int, folder: Path) -> tuple[Trained, dict[str, float]]:
     """The model that explores, and what its training took."""
-    recipe = parse_config(ActiveRecipe, {**SETTINGS, "output": str(folder), "seed": seed, **changes}, where="benchmarks.explore")
+    recipe = parse_config(ActiveRecipe, {**SETTINGS, "output": str(folder), "seed": seed}, where="benchmarks.explore")
     outcome = active(recipe)
     last = outcome.rounds[-1].result
     costs = [record.cost for record in outcome.rounds]
@@ -164,8 +163,6 @@ def one_seed(seed: int, folder: Path) -> dict[str, Any]:
     potential, cost = asked(seed, folder / f"active-{seed}")
     arms: dict[str, Any] = {
         ACTIVE: _judged(potential, test) | {"md": failures(potential, folder / f"active-{seed}")} | cost}
-    potential, own = asked(seed, folder / f"unasked-{seed}", strategy="random")
-    arms[UNASKED] = _judged(potential, test) | own
     for name, temperatures_K in PLAIN_K.items():
         place = folder / f"{name.replace(' ', '-')}-{seed}"
         potential, own = plain(temperatures_K, seed, int(cost["n_labels"]), cost["flops"], place)
@@ -192,8 +189,8 @@ def main() -> None:
             cost = watch.cost_with([arm for each in arms for arm in each.values()])
             write_record(path, Record("explore", hash_json(settings), result, cost, made_by))
         for name, arm in seeds[str(seed)]["arms"].items():
-            lasted = f"; {arm['md']['n_failed']} of {N_MD} runs failed in {arm['md']['total_ps']:.1f} ps" if "md" in arm else ""
-            print(f"seed {seed}, {name}: {arm['broad']['force_rmse_meV_A']:.1f} meV/Å{lasted}", flush=True)
+            print(f"seed {seed}, {name}: {arm['broad']['force_rmse_meV_A']:.1f} meV/Å; {arm['md']['n_failed']} of {N_MD} runs "
+                  f"failed in {arm['md']['total_ps']:.1f} ps", flush=True)
     arms = [each["arms"] for each in seeds.values()]
     for name in arms[0]:
         if name != ACTIVE:
@@ -215,7 +212,7 @@ def _ratios(seeds: Sequence[dict[str, Any]], name: str) -> dict[str, float | Non
     """Errors of the active arm over those of the arm ``name``, the geometric mean over the seeds, and times to failure."""
     errors = [[arms[each]["broad"]["force_rmse_meV_A"] for arms in seeds] for each in (ACTIVE, name)]
     error = float(np.exp(np.log(errors[0]).mean() - np.log(errors[1]).mean()))
-    return {"error": error, **(_times_to_failure(seeds, name) if "md" in seeds[0][name] else {})}
+    return {"error": error, **_times_to_failure(seeds, name)}
 
 
 def _times_to_failure(seeds: Sequence[dict[str, Any]], name: str) -> dict[str, float | None]:
