@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ase.cluster import Icosahedron
 
 from command import sapis
 from sapis.api import load
-from sapis.core.errors import ConfigError, TrainingError
+from sapis.core.errors import ConfigError, DataError, TrainingError
 from sapis.core.files import read_json
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.store import Store
@@ -204,6 +205,7 @@ def test_rules_hold_where_they_should_and_not_where_they_should_not() -> None:
     below = error_below_which(0.95, stds[2000:], forces)
     assert np.mean(norms[2000:] < below) == pytest.approx(0.95, abs=0.01)
     assert error_below_which(0.95, stds, forces, unsure=0.06) == np.inf
+    assert error_below_which(0.95, np.append(stds[2000:], 0.0), forces) == pytest.approx(below, rel=1e-3), "one that has no force"
     assert error_below_which(0.95, stds, forces, unsure=0.02) > below
 
     mean = Prediction(0.0, np.zeros(10), np.zeros((10, 3)), None)
@@ -255,6 +257,12 @@ def test_a_pool_and_a_model_to_begin_from(finished: Path, tmp_path: Path) -> Non
     assert len(found.rounds) == 2 and found.rounds[-1].result["n_train"] + found.rounds[-1].result["n_held"] == 30
     with pytest.raises(ConfigError, match="either a system or a pool"):
         recipe(tmp_path / "other", pool="pool.extxyz")
+    gold = read_systems(folder / "pool.extxyz")[:1]
+    gold = [replace(each, numbers=np.full(len(each), 79)) for each in gold]
+    write_systems(folder / "pool.extxyz", read_systems(folder / "pool.extxyz") + gold)
+    with pytest.raises(ConfigError, match="1 of 61 others"):
+        active(recipe(folder, system=None, pool="pool.extxyz", start=str(finished / "model.sapis"), model={}, output="gold"))
+    assert not (folder / "gold" / "labels.store").exists(), "before any label is bought"
 
 
 @pytest.mark.slow
@@ -316,8 +324,23 @@ def test_labelled_frames_to_begin_with(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     write_systems(tmp_path / "run" / "known.extxyz", known)
     found = active(recipe(tmp_path / "run", data="known.extxyz", rounds=1))
-    assert [record.result["n_train"] + record.result["n_held"] for record in found.rounds] == [40, 50]
+    first, last = (record.result["n_train"] + record.result["n_held"] for record in found.rounds)
+    assert 30 <= first <= 40 and last == first + 10, "frames next in time to those held out may be left out"
     assert len(Store(tmp_path / "run" / "out" / "labels.store")) == 10, "only those that were asked for are computed"
+    lines: dict[object, list[tuple[float, str]]] = {}
+    for frame in read_systems(tmp_path / "run" / "out" / "round-00" / "labelled.extxyz"):
+        lines.setdefault(frame.tags["trajectory"], []).append((float(frame.tags["time_fs"]), str(frame.tags["arm"])))
+    everything: dict[object, list[float]] = {}
+    for frame in known:
+        everything.setdefault(frame.tags["trajectory"], []).append(float(frame.tags["time_fs"]))
+    for name, line in lines.items():
+        places = [(sorted(everything[name]).index(time_fs), arm) for time_fs, arm in sorted(line)]
+        assert all(there > here + 1 or one == other for (here, one), (there, other) in pairwise(places))
+    with pytest.raises(TrainingError, match="another training"):  # another share of the same frames is another split
+        active(recipe(tmp_path / "run", data="known.extxyz", rounds=1, random_fraction=0.5))
+    write_systems(tmp_path / "run" / "known.extxyz", known[:12])
+    with pytest.raises(DataError, match="at least 20 labelled frames"):
+        active(recipe(tmp_path / "run", data="known.extxyz", output="few"))
 
 
 @pytest.mark.slow
@@ -336,6 +359,9 @@ def test_a_run_can_ask_after_its_training(tmp_path: Path) -> None:
     assert isinstance(model.potential, UncertainPotential) and model.card["checks"]
     result = read_json(tmp_path / "out" / "records" / "active.json")["result"]
     assert result["n_labels"] == 10 and result["n_rounds"] == 1 and result["method"] == "distance"
+    spent = [read_json(path)["cost"]["cpu_seconds"] for path in (tmp_path / "out" / "active" / "records").glob("round-*.json")]
+    told = read_json(tmp_path / "out" / "records" / "active.json")["cost"]["cpu_seconds"]
+    assert len(spent) == 6 and told == pytest.approx(sum(spent)), "labels and dynamics are part of what it cost"
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "the model asked for labels" in page and 'id="uncertainty"' in page
     assert "done before (active.json)" in sapis("run", tmp_path / "recipe.yaml").text
@@ -345,6 +371,8 @@ def test_a_run_can_ask_after_its_training(tmp_path: Path) -> None:
 def test_cheap_labels_come_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="breadth with a system"):
         recipe(tmp_path / "other", start="model.sapis", breadth={})
+    with pytest.raises(ConfigError, match="no cpu_seconds or seed under training of breadth"):
+        recipe(tmp_path / "other", breadth={"training": {"cpu_seconds": 10}})
     cheap = {"labeler": {"name": "emt"}, "temperatures_K": [300], "budget": {"labels": 40, "cpu_seconds": 60},
              "training": {"epochs": 3, "validations": 1}, "candidates": {"n_replicas": 2, "equilibration_fs": 20},
              "dynamics": {"nve_ps": 0.02, "order_ps": 0.02, "nvt_ps": 0.02}}

@@ -140,7 +140,12 @@ def test_forces_beyond_the_limit_are_failures(tmp_path: Path) -> None:
     with Store.create(tmp_path / "store") as store:
         assert label_into(store, systems, config, LocalExecutor(1)).failures == {"too_large": 1}
         kept, refused = labels_in(store, systems, config)
-    assert not isinstance(kept, Failure) and isinstance(refused, Failure) and refused.kind == "too_large"
+        assert not isinstance(kept, Failure) and isinstance(refused, Failure) and refused.kind == "too_large"
+        assert label_into(store, systems, config, LocalExecutor(1)).n_known == 2, "the same limit: nothing to do"
+        wide, narrow = (config.model_copy(update={"max_force_eV_A": limit}) for limit in (1e3, 1e-3))
+        assert label_into(store, systems, wide, LocalExecutor(1)).n_labelled == 1, "another limit: what it refused is tried again"
+        assert label_into(store, systems, narrow, LocalExecutor(1)).n_known == 2
+        assert all(isinstance(each, Failure) and each.kind == "too_large" for each in labels_in(store, systems, narrow))
 
 
 @pytest.mark.parametrize("limits", [{"WINDOW": 8}, {"DEAR_S": 0.0, "UNSAVED_S": 0.0}], ids=["many", "dear"])

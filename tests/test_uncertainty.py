@@ -143,6 +143,15 @@ def test_calibration_finds_a_planted_power() -> None:
     assert few.power < 1.3, "two frames say little"
 
 
+def test_an_atom_that_no_member_has_a_force_on_does_not_spoil_its_element() -> None:
+    """Without neighbours it has none, and no deviation, while its label has some noise."""
+    errors, stds = planted(3)
+    found = Calibration.of(np.append(errors[:600], 0.001), np.append(stds[:600], 0.0), 3, groups=np.ones(601, dtype=int),
+                           with_power=True)
+    assert found.factors[1] == pytest.approx(1.0, rel=0.1)
+    assert found.quantiles[0.95] == pytest.approx(chi.ppf(0.95, 3), rel=0.1)
+
+
 def test_quantiles_hold_whatever_the_distribution() -> None:
     """Errors with heavy tails: regions of a normal distribution are wrong, conformal ones are not."""
     rng = np.random.default_rng(5)

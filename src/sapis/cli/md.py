@@ -30,7 +30,7 @@ def md(
         "(with nvt).")] = 0.0,
     bias_above: Annotated[float, typer.Option(
         min=0, help="Only at steps at which a force is more uncertain than this, eV/Å; these are counted, and the first such "
-        "structure is kept.")] = 0.0,
+        "structure is kept, unless --stop-above or --warn-above says of which.")] = 0.0,
     level: Level = "",
     output: Annotated[Path | None, typer.Option(help="Write the record as JSON here.")] = None,
 ) -> None:

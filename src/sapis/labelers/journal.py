@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from sapis.executors.outcome import Failure
 FILE = "labels.mdb"
 MAP_SIZE = 2**34  # address space, not disk
 _KNOWN, _WRITER = b"n", b"w"  # frames that are noted; method and level of who appends
-_COST = b"c"  # CPU seconds by method, whose hash follows
+_COST, _LIMITS = b"c", b"l"  # by method, whose hash follows: CPU seconds, and what labels are limited to
 _NUMBER, _SECONDS = struct.Struct(">Q"), struct.Struct(">d")
 
 
@@ -88,6 +88,17 @@ class Journal:
                      if _is_failure(value) and (kinds is None or _read(value)["kind"] in kinds)]
             for key in stale:
                 transaction.delete(key)
+
+    def limited(self, limits: Mapping[str, Any]) -> None:
+        """Note what labels are limited to, by the kind of failure that comes of it. Those of a kind whose limit is another one
+        than before are forgotten.
+        """
+        key = _LIMITS + self._method.encode()
+        with self._file.begin(write=True) as transaction:
+            before = json.loads(transaction.get(key) or b"null")
+            transaction.put(key, json.dumps([dict(limits)]).encode())
+        if before is not None:
+            self.forget_failures([kind for kind, limit in limits.items() if before[0].get(kind) != limit])
 
     def _catch_up(self) -> None:
         """Note frames that were appended after the last note, by whoever was labelling then. Those of other levels were not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -91,6 +91,7 @@ def label_into(
         limits = limits.model_copy(update={"timeout_s": config.timeout_s})
     with Journal(store, labeler.method, labeler.level) as journal, progress_bar(is_hidden=is_quiet) as bar:
         journal.forget_failures(None if retry_failures else ("killed",))
+        journal.limited({"too_large": config.max_force_eV_A, "timeout": limits.timeout_s, "memory": limits.memory_MB})
         task = bar.add_task(f"labels {labeler.level}", total=total, note="")
         writing = _Writing(store, journal, found, at_once=at_once)
         shown = 0.0
@@ -136,9 +137,12 @@ def labels_in(store: Store, systems: Sequence[System], config: LabelerConfig) ->
                             where=str(store.path), todo="label it first")
         if isinstance(outcome, Failure):
             found.append(outcome)
-        else:
-            frame = store[outcome]
-            found.append(replace(system, energy=frame.energy, forces=frame.forces, stress=frame.stress, level=frame.level))
+            continue
+        frame = store[outcome]
+        assert frame.energy is not None and frame.forces is not None
+        # The limit may have been another one when it was labelled.
+        label = within_limit(Label(frame.energy, frame.forces, frame.stress, 0.0), config.max_force_eV_A)
+        found.append(label if isinstance(label, Failure) else label.applied_to(system, level=frame.level))
     return found
 
 

@@ -196,19 +196,21 @@ class TransformerPotential(nn.Module):
             ModelError: an element, charge, multiplicity or level of theory that the model does not know.
             DataError: coinciding atoms.
         """
-        samples, device = [self._prepare(system) for system in systems], next(self.parameters()).device
-        start = 0
-        while start < len(samples):
-            stop, atoms, slots = start, 0, 0
-            while stop < len(samples):
-                atoms += len(samples[stop].species)
-                slots = max(slots, samples[stop].neighbors.n_slots)
-                if stop > start and atoms * slots > max_slots:
-                    break
-                stop += 1
-            chosen = samples[start:stop]
-            yield Part(systems[start:stop], chosen, collate(chosen, cutoff=self.cutoff, dtype=self.dtype).to(device))
-            start = stop
+        waiting, atoms, slots = list[tuple[System, Sample]](), 0, 0
+        for system in systems:  # as they are needed: they may be a store
+            sample = self._prepare(system)
+            atoms, slots = atoms + len(sample.species), max(slots, sample.neighbors.n_slots)
+            if waiting and atoms * slots > max_slots:
+                yield self._together(waiting)
+                waiting, atoms, slots = [], len(sample.species), sample.neighbors.n_slots
+            waiting.append((system, sample))
+        if waiting:
+            yield self._together(waiting)
+
+    def _together(self, waiting: Sequence[tuple[System, Sample]]) -> Part:
+        systems, samples = zip(*waiting, strict=True)
+        batch = collate(samples, cutoff=self.cutoff, dtype=self.dtype)
+        return Part(systems, samples, batch.to(next(self.parameters()).device))
 
     def predictions(self, part: Part, energies: torch.Tensor, forces: torch.Tensor, virials: torch.Tensor) -> list[Prediction]:
         """What `forward` says of a batch, system by system, with reference energies."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from sapis.core.errors import DataError
 from sapis.core.records import Record, read_record
 from sapis.data.formats import read_systems
-from sapis.data.splits import nested_order
+from sapis.data.splits import nested_order, split_in_time
 from sapis.data.system import System
 from sapis.labelers.build import build_labeler
 from sapis.pipeline.active_config import ActiveRecipe
-from sapis.pipeline.choice import ASKED, RANDOM, n_held_of
+from sapis.pipeline.choice import ASKED, MIN_HELD, RANDOM, n_held_of
 from sapis.pipeline.delta import CheapLabels
 from sapis.pipeline.recipe import Recipe
 from sapis.pipeline.rounds import ActiveOutcome, rounds
@@ -48,10 +49,17 @@ def _broadened(recipe: ActiveRecipe) -> tuple[ActiveRecipe, dict[str, Record], C
 
 
 def _known(recipe: ActiveRecipe) -> dict[str, list[System]] | None:
-    """Labelled frames to begin with, in their arms."""
+    """Labelled frames to begin with, in their arms; of trajectories what validates is blocks in time."""
     if recipe.data is None:
         return None
     systems = read_systems(recipe.data, require=("energy", "forces"))
-    n_asked = len(systems) - n_held_of(recipe, len(systems))
+    n, n_held = len(systems), n_held_of(recipe, len(systems))
+    if n < 2 * MIN_HELD:
+        raise DataError(expected=f"at least {2 * MIN_HELD} labelled frames to begin with, of which {MIN_HELD} validate",
+                        received=str(n), where=f"data: {recipe.data}", todo="give more, or leave data out: they are made then")
+    if any("trajectory" in system.tags for system in systems):
+        split = split_in_time(systems, fractions=((n - n_held) / n, n_held / n, 0.0), seed=recipe.seed)
+        return {ASKED: list(split.train), RANDOM: list(split.validation)}
+    n_asked = n - n_held
     order = nested_order(systems, recipe.seed)
     return {ASKED: [systems[k] for k in order[:n_asked]], RANDOM: [systems[k] for k in order[n_asked:]]}

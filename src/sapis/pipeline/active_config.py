@@ -40,6 +40,13 @@ class BreadthConfig(Config):
         "are learned beside the dear ones")
 
 
+    @model_validator(mode="after")
+    def _one_place_each(self) -> BreadthConfig:
+        if self.training.cpu_seconds is not None or self.training.seed != 0:
+            raise ValueError("no cpu_seconds or seed under training of breadth: a recipe gives them as its budget and seed")
+        return self
+
+
 def _unrattled(candidates: CandidatesConfig) -> CandidatesConfig:
     """Without rattled structures, if it does not ask for them: dynamics goes where the model will."""
     changes = {} if "rattle_fraction" in candidates.model_fields_set else {"rattle_fraction": 0.0}

@@ -16,6 +16,7 @@ from sapis.data.splits import nested_order
 from sapis.data.system import System
 from sapis.generate.displacements import displaced
 from sapis.labelers.labeler import LabelerConfig
+from sapis.model.potential import TransformerPotential
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.recipe import SystemConfig
 from sapis.potential.prediction import Potential
@@ -61,6 +62,8 @@ def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, level: st
             dynamics = dynamics.without_doubt()
         found, endings = make_candidates(starts, driver, recipe.temperatures_K, n - n_displaced, dynamics, seed, folder,
                                          recipe.workers)
+        found = [each.with_tags(trajectory=f"round-{number:02d}-{each.tags['trajectory']}") if "trajectory" in each.tags else each
+                 for each in found]
         if n_displaced and system.smiles:
             found += displaced(system.smiles, starts, n_displaced, recipe.temperatures_K, generator(seed, "displaced"))
     if len(found) < 2:
@@ -71,12 +74,13 @@ def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, level: st
 
 
 def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out: Mapping[str, int], learned: Sequence[System],
-           potential: Uncertain | None) -> tuple[list[System], dict[str, Any]]:
+           held: Sequence[System], potential: Uncertain | None) -> tuple[list[System], dict[str, Any]]:
     """What is to be labelled in round ``number``, with the tags ``arm`` and ``uncertainty_eV_A``, and figures of the choice.
 
     Args:
         fresh, left_out: see `worth_a_label`.
         learned: labelled frames that the model has learned from.
+        held: those that validate.
         potential: the present model; None in the first round.
 
     Raises:
@@ -84,8 +88,13 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out:
     """
     rng, n = generator(recipe.seed, "choice", number), recipe.n_per_round if number else recipe.n_start
     n_random = max(1, round(recipe.random_fraction * n)) if number else n_held_of(recipe, n)
+    # Of a pool frames of earlier rounds may be next to those of this one; dynamics is new in each.
+    everything, of_old = [*fresh], [np.zeros(0, dtype=int)] * 2
+    for k, old in enumerate((learned, held) if recipe.pool else ()):
+        of_old[k] = np.arange(len(everything), len(everything) + len(old))
+        everything += old
     if potential is not None:
-        at_random = rng.permutation(len(fresh))[:n_random]
+        at_random = rng.permutation(_apart(everything, np.arange(len(fresh)), of_old[0], n_random))[:n_random]
     else:  # the first labels hold every element and charge, for the models of all rounds to know them
         order = nested_order(fresh, derive_seed(recipe.seed, "start"))
         asked = order[: n - n_random]
@@ -99,9 +108,9 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out:
     stds, control = np.zeros(len(fresh)), np.zeros(0, dtype=int)
     if potential is not None:
         stds = np.array([one.force_std.max() for one in potential.posterior(fresh)])
-        rest = _apart(fresh, rest, at_random, n - n_random)
-        points, old = in_common_units(points_of(potential.first, fresh), points_of(potential.first, learned))
-        asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=old, rng=rng)]
+        rest = _apart(everything, rest, np.concatenate([at_random, of_old[1]]), n - n_random)
+        points, before = in_common_units(points_of(potential.first, fresh), points_of(potential.first, learned))
+        asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=before, rng=rng)]
         if recipe.control:  # from the same ones, the chosen among them
             control = rng.choice(rest, len(asked), replace=False)
     chosen = [fresh[k].with_tags(arm=arm, uncertainty_eV_A=float(stds[k]))
@@ -143,7 +152,7 @@ def worth_a_label(recipe: ActiveRecipe, candidates: Sequence[System], chosen: Se
     found, left_out = [system for system in fresh if not has_close_contact(system)], dict[str, int]()
     left_out["atoms too close"] = len(fresh) - len(found)
     if potential is not None:
-        known = [system for system in found if _is_known(potential, system)]
+        known = [system for system in found if is_known(potential, system)]
         inside = _within_limits(recipe, known, labelled, potential)
         left_out["elements or charges that the model does not know"] = len(found) - len(known)
         left_out["energy or forces too high"] = len(known) - len(inside)
@@ -151,7 +160,7 @@ def worth_a_label(recipe: ActiveRecipe, candidates: Sequence[System], chosen: Se
     return found, left_out
 
 
-def _is_known(potential: Uncertain, system: System) -> bool:
+def is_known(potential: Uncertain | TransformerPotential, system: System) -> bool:
     """Whether the model can say anything of it: the labels of all that are like it may have failed."""
     try:
         potential.conditions.indices(system)

@@ -40,6 +40,8 @@ def train_round(past: Past, number: int) -> None:
     inputs = past.settings("model", "training", "uncertainty", "seed", "to_level", *later) | {
         "labels": [record.result["files"] for record in past.labels],
         "from": past.models[-1].result["files"] if past.models else recipe.start and hash_file(recipe.start)}
+    if not _goes_on(recipe, number):
+        inputs["isolated"] = past.labels[0].result["isolated"]
     if delta is not None:
         inputs["corrected"] = delta.result["files"]
 

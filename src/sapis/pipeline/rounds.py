@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ase.data import chemical_symbols
 
-from sapis.api import load, save
+from sapis.api import Model, load, save
 from sapis.core.errors import ConfigError
 from sapis.core.files import hash_file
 from sapis.core.memory import keep_freed_memory
@@ -31,7 +32,7 @@ from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.pipeline.active_config import ActiveRecipe
-from sapis.pipeline.choice import ASKED, RANDOM, NothingToAsk, choose, explored, worth_a_label
+from sapis.pipeline.choice import ASKED, RANDOM, NothingToAsk, choose, explored, is_known, worth_a_label
 from sapis.pipeline.delta import CheapLabels, correct
 from sapis.pipeline.label import executor_of
 from sapis.pipeline.learning import learning_curves, train_control, train_round
@@ -40,11 +41,13 @@ from sapis.pipeline.workspace import Workspace
 from sapis.potential.calibration import MIN_ERRORS
 from sapis.potential.posterior import Posterior
 from sapis.report.active import ActiveStory, write_active_report
+from sapis.simulate.structures import load_structure
 from sapis.uncertainty.assess import require_enough
 from sapis.uncertainty.stopping import enough
 
 STORE, REPORT = "labels.store", "report.html"
 N_SHOWN = 3  # structures of each round in the report
+ONE_NAME = "if they are one method, give both one name (labeler: {level: NAME}); if not, "
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class ActiveOutcome:
         rounds: the record of each round's training, in order.
         curves: see `learning_curves`.
         reason: why it stopped.
+        cost: CPU seconds and FLOPs of all steps of all rounds.
     """
 
     model: Path
@@ -64,6 +68,7 @@ class ActiveOutcome:
     rounds: list[Record]
     curves: dict[str, Any]
     reason: str
+    cost: dict[str, float]
 
 
 def rounds(recipe: ActiveRecipe, *, known: Mapping[str, Sequence[System]] | None = None,
@@ -95,22 +100,38 @@ class _Run:
         self.level = recipe.to_level or self.labeler.level  # of theory, of all labels
         self.executor = executor_of(recipe.cluster, recipe.workers)
         self._require_one_level()
+        if recipe.start is not None:
+            self._require_known(load(recipe.start))
 
     def _require_one_level(self) -> None:
         """Say now if what there is has other energies than the labels to come: those of two methods differ by thousands of eV."""
-        todo = "if they are one method, give both one name (labeler: {level: NAME}); if not, "
         named = {system.level for part in (self.known or {}).values() for system in part} - {"", self.level, self.labeler.level}
         if named:
             raise ConfigError(expected=f"frames of {self.level}, the method of the labels", received=", ".join(sorted(named)),
-                              where="data", todo=todo + "label them anew")
-        if self.recipe.start is None or self.recipe.to_level:
+                              where="data", todo=ONE_NAME + "label them anew")
+
+    def _require_known(self, model: Model) -> None:
+        """The same for elements, charges and levels of theory that the model to begin from does not know."""
+        start, levels, where = model.single, model.potential.conditions.levels, f"start: {self.recipe.start}"
+        systems = [system for part in (self.known or {}).values() for system in part]
+        systems += load_structure(file=self.recipe.pool) if self.recipe.pool else []
+        unknown = [system for system in systems if not is_known(start, replace(system, level=next(iter(levels), "")))]
+        if unknown:
+            raise ConfigError(
+                expected=f"structures of {', '.join(chemical_symbols[z] for z in start.elements)}, of charges that it knows",
+                received=f"{len(unknown)} of {len(systems)} others, the first {unknown[0].where}", where=where,
+                todo="leave them out, or add to the model what it lacks: `sapis grow MODEL LARGER`")
+        if self.recipe.to_level:
+            if len(levels) > 1:
+                raise ConfigError(expected="a model of one level of theory, to estimate reference energies anew",
+                                  received=", ".join(levels), where=where,
+                                  todo="add the level to it: `sapis grow MODEL LARGER --level NAME`")
             return
-        model = load(self.recipe.start)
         said = model.card.get("level_of_theory", "not given")
-        of_model = list(model.potential.conditions.levels) or ([said] if isinstance(said, str) and said != "not given" else [])
+        of_model = list(levels) or ([said] if isinstance(said, str) and said != "not given" else [])
         if of_model and self.level not in of_model:
             raise ConfigError(expected=f"a model of {self.level}, the method of the labels", received=", ".join(of_model),
-                              where=f"start: {self.recipe.start}", todo=todo + "have its reference energies estimated anew by "
+                              where=where, todo=ONE_NAME + "have its reference energies estimated anew by "
                               "to_level: NAME")
 
     def finish(self) -> ActiveOutcome:
@@ -144,9 +165,14 @@ class _Run:
         curves = learning_curves(self.past)
         write_active_report(self.work.path(REPORT), ActiveStory(
             self.recipe.name, reason, self.past.rounds, curves, self._least_certain(), self.breadth))
-        return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.past.models, curves, reason)
+        return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.past.models, curves, reason, {
+            key: sum(record.cost.get(key, 0.0) for record in self._steps()) for key in ("cpu_seconds", "flops")})
 
     # What a round knows
+
+    def _steps(self) -> list[Record]:
+        """The records of all rounds so far."""
+        return [record for steps in self.past.rounds for record in steps.values()]
 
     def _least_certain(self) -> list[System]:
         """Of each round some that were asked for."""
@@ -193,9 +219,8 @@ class _Run:
 
     def _is_spent(self) -> str:
         """Why no round is begun for what it costs, if so."""
-        budget, done = self.recipe.stop.cpu_seconds, [*self.breadth.values()]
-        done += [record for steps in self.past.rounds for record in steps.values()]
-        spent = sum(record.cost["cpu_seconds"] for record in done)
+        budget = self.recipe.stop.cpu_seconds
+        spent = sum(record.cost["cpu_seconds"] for record in (*self.breadth.values(), *self._steps()))
         if budget is None or not self.past.models or spent < budget:
             return ""
         return f"{spent:,.0f} CPU seconds of {budget:,.0f} are spent"
@@ -228,7 +253,8 @@ class _Run:
         def run() -> dict[str, Any]:
             fresh, left_out = self._fresh(number)
             potential = self.past.present(number - 1) if number else None
-            chosen, figures = choose(self.recipe, number, fresh, left_out, self.past.known(ASKED), potential)
+            learned, held = self.past.known(ASKED), self.past.known(RANDOM)
+            chosen, figures = choose(self.recipe, number, fresh, left_out, learned, held, potential)
             write_systems(self.past.path(number, "chosen.extxyz"), chosen)
             return {**figures, "left_out": left_out}
 
@@ -246,7 +272,7 @@ class _Run:
             return {"n_labelled": len(systems), "failures": [], **self._method(0, systems), "cost": {"cpu_seconds": 0.0}}
 
         inputs = self.past.settings("labeler", "to_level") | {
-            "given": hash_systems(systems), "start": self.recipe.start is not None}
+            "given": hash_systems(systems), "n_held": len(known[RANDOM]), "start": self.recipe.start is not None}
         self.past.labels.append(self.past.step(0, "labels", inputs, "labelled.extxyz", run))
 
     def _method(self, number: int, systems: Sequence[System]) -> dict[str, Any]:

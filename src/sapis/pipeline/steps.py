@@ -211,12 +211,11 @@ def uncertainty(source: Path, target: Path, parts: Mapping[str, Sequence[System]
 def ask(recipe: ActiveRecipe, parts: Mapping[str, Sequence[System]]) -> dict[str, Any]:
     """Rounds of asking that begin from the training and validation frames of ``parts``."""
     outcome = rounds(recipe, known={ASKED: parts["train"], RANDOM: parts["validation"]})
-    costs = [record.cost for record in outcome.rounds[1:]]
     last = outcome.rounds[-1].result
-    return {"method": recipe.uncertainty.method, "reason": outcome.reason, "n_rounds": len(costs),
+    return {"method": recipe.uncertainty.method, "reason": outcome.reason, "n_rounds": len(outcome.rounds) - 1,
             "n_labels": last["n_train"] + last["n_held"] - len(parts["train"]) - len(parts["validation"]),
             "held": outcome.curves["errors"][ASKED],
-            "cost": {key: sum(cost[key] for cost in costs) for key in ("cpu_seconds", "flops")}}
+            "cost": outcome.cost}
 
 
 def test(model: Path, parts: dict[str, list[System]]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ LEVELS = (0.5, 0.9, 0.95)
 POWERS = (1.0, 3.0)
 POWER_SPREAD = 0.5  # of a Gaussian around 1 that holds the power where frames are few
 TINY = 1e-12
+LEAST = 1e-3  # of the median: less is stated of what has no force in any member, an atom without neighbours, and tells no factor
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,22 @@ class Calibration:
                             where="calibration", todo="hold out more frames")
         stds, n_frames = np.maximum(stds, TINY), n_frames or len(errors)
         typical = float(np.sqrt(np.mean(stds**2)))
+        is_stated = stds >= LEAST * np.median(stds)
+
+        def most_likely(power: float) -> tuple[dict[int | None, float], np.ndarray]:
+            now = _raised(stds, typical, power)
+            of_stated = None if groups is None else np.asarray(groups)[is_stated]
+            factors = _most_likely(errors[is_stated], now[is_stated], d, of_stated)
+            return factors, _factors(factors, groups, len(errors)) * now
 
         def minus_log_likelihood(power: float) -> float:
-            now = _raised(stds, typical, power)
-            now = _factors(_most_likely(errors, now, d, groups), groups, len(errors)) * now
+            _, now = most_likely(power)
             # Of as many independent errors as there are frames.
             return n_frames * d * float(np.log(np.maximum(now, TINY)).mean()) + 0.5 * ((power - 1) / POWER_SPREAD) ** 2
 
         power = float(minimize_scalar(minus_log_likelihood, bounds=POWERS, method="bounded").x) if with_power else 1.0
-        stds = _raised(stds, typical, power)
-        factors = _most_likely(errors, stds, d, groups)
-        ratios = np.sort(errors / (_factors(factors, groups, len(errors)) * stds))
+        factors, corrected = most_likely(power)
+        ratios = np.sort(errors / np.maximum(corrected, TINY))
         # The (n + 1) level-th of n, rounded up: so that the level holds for the next one. Few frames bound no high level.
         n = len(ratios)
         places = {level: int(np.ceil(n * (n_frames + 1) / n_frames * level - TINY)) - 1 for level in LEVELS}

@@ -85,7 +85,9 @@ def _run_plan(
 ) -> tuple[list[System], dict[str, str]]:
     from sapis.data.formats import read_systems
 
-    method = build_labeler(labeler_config).method
+    # The limit of forces decides what is kept of a trajectory that explodes.
+    limit = labeler_config.max_force_eV_A
+    method = build_labeler(labeler_config).method | ({} if limit is None else {"max_force_eV_A": limit})
     hashes = [_plan_hash(each, method, config, seed) for each in plan]
     missing = [i for i, each in enumerate(plan) if _finished(folder, each, hashes[i]) is None]
     n_missing = sum(plan[i].n_frames for i in missing)

@@ -61,7 +61,7 @@ def errors_of(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dic
 
 
 def calibrate(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dict[str, Calibration]:
-    """By target, on frames that no training has seen; ``posteriors`` are not calibrated yet.
+    """By target, on frames that no weights were fitted to; ``posteriors`` are not calibrated yet.
 
     Raises:
         DataError: too few labels.

@@ -16,7 +16,7 @@ from sapis.model.last_layer import LastLayer
 from sapis.model.potential import Part, TransformerPotential
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
-from sapis.uncertainty.one_model import OneModel, atoms_of, sums_over_atoms
+from sapis.uncertainty.one_model import OneModel, atoms_of, evenly, sums_over_atoms
 
 SHRINKAGE = 0.01  # of a covariance of features towards its mean variance
 N_BORROWED = 20  # atoms of any element that count beside those of an element: a rare one has no covariance of its own
@@ -41,9 +41,9 @@ class Distance(OneModel):
 
     @classmethod
     def fitted(cls, potential: TransformerPotential, systems: Sequence[System]) -> Distance:
-        """Of the atoms of ``systems``, from the training set."""
+        """Of the atoms of ``systems``, from the training set; of many frames, of some thousands."""
         features, species = [], []
-        for part in potential.batches(systems):
+        for part in potential.batches(evenly(systems)):
             features.append(LastLayer(potential, part.batch).features.double())
             species.append(part.batch.species)
         everything, kinds = torch.cat(features), torch.cat(species)

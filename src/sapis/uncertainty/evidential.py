@@ -111,7 +111,7 @@ def evidential_loss(errors: torch.Tensor, evidence: torch.Tensor) -> torch.Tenso
 def _together(evidence: torch.Tensor, systems: torch.Tensor) -> torch.Tensor:
     """Of the energies of systems, from that of their atoms: variances add up, evidence is that of the mean atom."""
     n = int(systems.max()) + 1
-    sums = torch.zeros(3, n, dtype=evidence.dtype).index_add(1, systems, evidence)
+    sums = evidence.new_zeros(3, n).index_add(1, systems, evidence)
     counts = torch.bincount(systems, minlength=n)
     return torch.stack([sums[0] / counts, sums[1] / counts, sums[2]])
 

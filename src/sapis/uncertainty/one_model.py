@@ -5,6 +5,7 @@ Nothing below these is touched, so all of it is made after a training, from its 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -20,6 +21,8 @@ from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
 from sapis.potential.prediction import Prediction
 from sapis.uncertainty.uncertain import Uncertain
+
+N_TO_FIT = 5000  # frames
 
 
 class OneModel(Uncertain):
@@ -104,13 +107,18 @@ def sums_over_atoms(part: Part, values: torch.Tensor) -> torch.Tensor:
     return values.new_zeros(len(part.systems), *values.shape[1:]).index_add(0, part.batch.graph, values)
 
 
+def evenly(systems: Sequence[System]) -> list[System]:
+    """At most `N_TO_FIT` of them: they may be a store, whose frames are read one by one."""
+    return [systems[k] for k in range(0, len(systems), math.ceil(len(systems) / N_TO_FIT) or 1)]
+
+
 def with_labels(systems: Sequence[System]) -> list[System]:
-    """Those that have energy and forces.
+    """Those that have energy and forces, of `evenly`.
 
     Raises:
         DataError: none has.
     """
-    found = [system for system in systems if system.energy is not None and system.forces is not None]
+    found = [system for system in evenly(systems) if system.energy is not None and system.forces is not None]
     if not found:
         raise DataError(expected="training frames with energies and forces", received=f"{len(systems)} without",
                         where="uncertainty", todo="give labelled frames")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 
 from sapis.core.errors import DataError
 from sapis.data.system import System
 from sapis.model.last_layer import LastLayer
 from sapis.model.potential import TransformerPotential
+from sapis.uncertainty.one_model import sums_over_atoms
 
 Strategy = Literal["random", "largest", "diverse", "largest and diverse", "information"]
 RIDGE = 1e-3  # of the mean curvature of what is known, added to all of it
@@ -99,8 +99,7 @@ def points_of(potential: TransformerPotential, systems: Sequence[System]) -> np.
     rows = []
     for part in potential.batches(systems):
         features = LastLayer(potential, part.batch).features.double()
-        sums = torch.zeros(len(part.systems), features.shape[1], dtype=torch.float64).index_add(0, part.batch.graph, features)
-        rows.append(sums.numpy())
+        rows.append(sums_over_atoms(part, features).cpu().numpy())
     return np.concatenate(rows) if rows else np.zeros((0, 1))
 
 

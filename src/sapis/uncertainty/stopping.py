@@ -16,6 +16,7 @@ from sapis.potential.posterior import Posterior
 LEVEL = 0.95  # share of force errors that a target is for
 SHARE = 0.01  # of fresh candidates that may be uncertain at the end
 MIN_FOR_LAW = 4  # models that say what the next one brings
+TINY = 1e-9  # eV/Å: no deviation is smaller
 SURE = 0.9  # one-sided confidence that it brings too little
 
 
@@ -40,7 +41,7 @@ def enough(rules: StopRules, n_labels: Sequence[int], errors: Callable[[], Seque
 
     Args:
         n_labels: that each model so far has learned from.
-        errors: of each, all on the same frames, which none has learned from; asked for where a rule needs them.
+        errors: of each, all on the same frames, to which no weights were fitted; asked for where a rule needs them.
         fresh: posteriors of the last model for candidates, and how many more there were of which it cannot be sure: structures
             that it puts beyond all limits, trajectories that broke off. Asked for likewise.
         forces: its calibration.
@@ -77,6 +78,7 @@ def error_below_which(level: float, stds: np.ndarray, forces: Calibration, unsur
     if level not in forces.quantiles or unsure >= 1 - level:
         return np.inf
     tail = max(1.0, forces.quantiles[level] / chi.ppf(level, forces.d))
+    stds = np.maximum(stds, TINY)
     high = float(stds.max()) * chi.ppf(1 - 1e-9, forces.d)
     found = brentq(lambda error: (1 - unsure) * chi.cdf(error / stds, forces.d).mean() - level, 0.0, high)
     return tail * float(found)
