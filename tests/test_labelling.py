@@ -85,6 +85,34 @@ def test_deaths_are_retried_a_few_times_and_limits_hold(tmp_path: Path) -> None:
     assert "(3 times)" in found["die"].reason and "400 MB" in found["eat"].reason
 
 
+def test_a_process_that_dies_while_idle_mixes_up_no_answers(tmp_path: Path) -> None:
+    for n_rounds in range(5):
+        with Pool(partial(_tasks, tmp_path), n_workers=1) as pool:
+            assert dict(pool.outcomes(["first"])) == {0: "FIRST"}
+            os.kill(pool._workers[0]._process_id, signal.SIGKILL)
+            time.sleep(0.01 * n_rounds)
+            tasks = [f"t{k}" for k in range(6)]
+            assert dict(pool.outcomes(tasks)) == {k: task.upper() for k, task in enumerate(tasks)}
+
+
+def test_an_answer_that_crosses_with_its_time_limit_costs_no_other_task(tmp_path: Path) -> None:
+    """Every second task ends within a few milliseconds of the limit, the others at once."""
+    with Pool(_almost_late, n_workers=1, limits=Limits(timeout_s=0.1, retries=0)) as pool:
+        found = dict(pool.outcomes(range(60)))
+    assert all(found[number] == number for number in range(0, 60, 2))
+    others = [found[number] for number in range(1, 60, 2)]
+    assert {outcome.kind for outcome in others if isinstance(outcome, Failure)} == {"timeout"}
+    assert all(isinstance(outcome, Failure) or outcome == 2 * k + 1 for k, outcome in enumerate(others))
+
+
+def _almost_late() -> Callable[[int], int]:
+    def do(number: int) -> int:
+        time.sleep((0.09 + 0.0004 * number) * (number % 2))
+        return number
+
+    return do
+
+
 def test_tasks_are_taken_as_they_can_be_done(tmp_path: Path) -> None:
     taken: list[int] = []
 

@@ -203,6 +203,7 @@ class _Worker:
         self.is_gone = False
         self.deadline = time.monotonic() + STARTUP_LIMIT_S
         self._process_id = 0  # of the process that does tasks; 0 while it is being started
+        self._number = 0  # of the task at hand, among all that were sent
         self._is_sent = self._has_started = self._is_overdue = False
         self._cpu_seconds = 0.0
         self.connection, theirs = Pipe()
@@ -228,10 +229,12 @@ class _Worker:
         """The task at hand and its outcome, if it has one by now. Raises what the worker refused to go on with."""
         try:
             while self.connection.poll():
-                kind, value, cpu_seconds = self.connection.recv()
+                kind, value, cpu_seconds, number = self.connection.recv()
                 if kind == DIED:
                     return self._died(*value, cpu_seconds=max(0.0, cpu_seconds - self._cpu_seconds))
                 spent, self._cpu_seconds = cpu_seconds - self._cpu_seconds, cpu_seconds
+                if number not in (None, self._number):  # it was sent to a process that had just died, and is tried again
+                    continue
                 if kind == DONE:
                     return self._ended(value)
                 if kind == FAILED:
@@ -256,10 +259,13 @@ class _Worker:
             self.errors.truncate(0)
             self._restart_clock()
             self._is_sent = True
-            self._send(pickle.dumps(self.attempt.task))
+            self._number += 1
+            self._send(pickle.dumps((self._number, self.attempt.task)))
 
     def _ended(self, outcome: Any) -> tuple[_Attempt, Any] | None:
         attempt, self.attempt, self._is_sent, self.deadline = self.attempt, None, False, float("inf")
+        if self._is_overdue:  # its answer has crossed with the end of its process: the next task waits for the next one
+            self._process_id, self.deadline = 0, time.monotonic() + STARTUP_LIMIT_S
         return None if attempt is None else (attempt, outcome)
 
     def _died(self, code: int, is_too_large: bool, *, cpu_seconds: float) -> tuple[_Attempt, Any] | None:

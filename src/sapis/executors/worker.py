@@ -26,11 +26,13 @@ ORPHAN_GRACE_S = 1.0
 HEARTBEAT_S = 1.0
 MEMORY_CHECK_S = 0.25
 
-# Messages to the parent: (kind, value, CPU seconds of the process so far).
+# Messages to the parent: (kind, value, CPU seconds of the process so far, number of the task that it is of, if any). What is sent to
+# a process that has just died is read by the next one: the number tells whose answer it is.
 READY, PROGRESS, DONE, FAILED, REFUSED, DIED = "ready", "progress", "done", "failed", "refused", "died"
 
 _parent: Connection | None = None
 _last_report = 0.0
+_number: int | None = None  # of the task at hand
 
 
 def serve(handle: int, memory_MB: float | None) -> None:
@@ -41,7 +43,7 @@ def serve(handle: int, memory_MB: float | None) -> None:
         # Pickle is safe here: the only writer to this socket is the process that started this one.
         function = _built(connection.recv_bytes())
     except SapisError as error:
-        connection.send((REFUSED, error, _cpu_seconds()))
+        connection.send((REFUSED, error, _cpu_seconds(), None))
         return
     except EOFError:
         return
@@ -63,8 +65,10 @@ def serve(handle: int, memory_MB: float | None) -> None:
         if code == 0:
             return
         try:
-            connection.send((DIED, (code, is_too_large), _children_cpu_seconds() - before))
-        except OSError:  # the parent is gone
+            connection.send((DIED, (code, is_too_large), _children_cpu_seconds() - before, None))
+            while connection.poll():  # what was sent to the dead one is sent again
+                connection.recv_bytes()
+        except (EOFError, OSError):  # the parent is gone
             return
 
 
@@ -95,21 +99,22 @@ def _memory_MB(process: int) -> float:
 
 def _answer(connection: Connection, function: Callable[[Any], Any]) -> None:
     """Answer tasks until the parent closes the socket."""
-    global _parent
+    global _parent, _number
     _parent = connection
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
-    connection.send((READY, os.getpid(), _cpu_seconds()))
+    connection.send((READY, os.getpid(), _cpu_seconds(), None))
     while (message := inbox.get()) is not None:
         kind: str
         value: Any
         try:
-            kind, value = DONE, function(pickle.loads(message))
+            _number, task = pickle.loads(message)
+            kind, value = DONE, function(task)
         except SapisError as error:
             kind, value = REFUSED, error
         except (Exception, SystemExit) as error:  # the pool turns it into this task's failure
             kind, value = FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        connection.send((kind, value, _cpu_seconds()))
+        connection.send((kind, value, _cpu_seconds(), _number))
 
 
 def report_progress(amount: int = 0) -> None:
@@ -123,7 +128,7 @@ def report_progress(amount: int = 0) -> None:
         return
     _last_report = time.monotonic()
     try:
-        _parent.send((PROGRESS, amount, _cpu_seconds()))
+        _parent.send((PROGRESS, amount, _cpu_seconds(), _number))
     except OSError:
         _end()
 
