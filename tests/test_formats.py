@@ -181,6 +181,22 @@ def test_named_virial_beats_a_stress(tmp_path: Path) -> None:
     assert plain.stress is not None and plain.stress[1, 2] == 4.0
 
 
+def test_a_virial_is_not_taken_for_a_stress(tmp_path: Path) -> None:
+    path = write(tmp_path, crystal('dft_virial="-8 -8 -8 0 0 0"'))
+    with pytest.raises(DataError, match="virial-key"):
+        read_systems(path, keys=LabelKeys(stress="dft_virial"))
+    with pytest.raises(DataError, match="leave one out"):
+        read_systems(path, keys=LabelKeys(stress="S", virial="dft_virial"))
+
+
+def test_two_energies_of_smeared_electrons_are_not_mixed_up(tmp_path: Path) -> None:
+    path = write(tmp_path, water("energy=-14.5 free_energy=-14.6", "forces:R:3"))
+    with pytest.raises(DataError, match="--energy-key free_energy"):
+        read_systems(path)
+    assert read_systems(path, keys=LabelKeys(energy="free_energy"))[0].energy == -14.6
+    assert read_systems(write(tmp_path, water("energy=-14.5 free_energy=-14.5", "forces:R:3")))[0].energy == -14.5
+
+
 def test_virial_needs_a_volume(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"frame 0, key 'virial'"):
         read_systems(write(tmp_path, water('virial="1 0 0 0 1 0 0 0 1"', "forces:R:3")))

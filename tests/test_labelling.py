@@ -287,8 +287,12 @@ def test_the_command(tmp_path: Path) -> None:
     with Store(store) as opened:
         assert opened.level == "Lennard-Jones" and opened.isolated["Lennard-Jones"] == {1: 0.0, 18: 0.0}
         assert opened.manifest["sources"][0]["method"]["arguments"] == {"sigma": 3.4, "epsilon": 0.0104}
+    with Store.at(store) as opened:  # as a kill after the last label leaves it
+        opened.set_isolated("Lennard-Jones", {})
     again = sapis(*arguments)
     assert again.code == 0 and "6 known, 0 labelled" in again.text
+    with Store(store) as opened:
+        assert opened.isolated["Lennard-Jones"] == {1: 0.0, 18: 0.0}
     records = sorted((store / "records").glob("*.json"))
     assert [read_record(path).result["n_labelled"] for path in records] == [6, 0]
     assert read_json(store / "failures.json") == []

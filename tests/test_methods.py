@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +173,23 @@ def test_openmm_of_periodic_water(shared_data: Path) -> None:
     turned = replace(frame, cell=frame.cell[:, ::-1] + np.array([[0, 0, 0], [0, 0, 0], [0, 0.1, 0]]))
     refused = labeler.label(turned)
     assert isinstance(refused, Failure) and "cell" in refused.reason
+
+
+def test_a_program_runs_once_for_a_label_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it writes no stress of a crystal, and where it fails."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    (tmp_path / "system").mkdir()
+    crystal = replace(rattled("H2O"), cell=8 * np.eye(3), pbc=np.ones(3, dtype=bool))
+    runs = tmp_path / "runs"
+    single = "SinglePointCalculator(atoms, energy=atoms.get_potential_energy(), forces=atoms.get_forces())"
+    script = (f"open({str(runs)!r}, 'a').write('once\\n')\nfrom ase.calculators.singlepoint import SinglePointCalculator\n"
+              + PROGRAM.replace("atoms.get_forces()\n", f"atoms.calc = {single}\n"))
+    words = [sys.executable, "-c", script, "{charge}"]
+    outcome = build_labeler(LabelerConfig(name="command", arguments={"command": words})).label(crystal)
+    assert isinstance(outcome, Label) and outcome.stress is None and runs.read_text() == "once\n"
+    failed = build_labeler(LabelerConfig(name="command", arguments=program("fail"))).label(crystal)
+    assert isinstance(failed, Failure) and str(tmp_path) not in failed.reason
+    assert not list((tmp_path / "system").iterdir())
 
 
 def test_a_program_its_scratch_and_its_last_words(tmp_path: Path) -> None:

@@ -230,6 +230,14 @@ def test_deepmd_folders(tmp_path: Path, is_periodic: bool) -> None:
     if is_periodic:
         virial = np.load(tmp_path / "out.deepmd" / "set.000" / "virial.npy")
         assert np.allclose(virial[0].reshape(3, 3), -systems[0].stress * systems[0].volume)  # type: ignore[operator]
+    padded = np.tile([1, 0, 0], (5, 1))  # the mixed layout, in which a negative type fills up
+    padded[2] = [1, 0, -1]
+    np.save(tmp_path / "out.deepmd" / "set.000" / "real_atom_types.npy", padded)
+    assert [len(system) for system in read_systems(tmp_path / "out.deepmd")] == [3, 3, 2, 3, 3]
+    np.save(tmp_path / "out.deepmd" / "set.000" / "real_atom_types.npy", padded + 3)
+    with pytest.raises(FileError, match="types from 0 to 1"):
+        read_systems(tmp_path / "out.deepmd")
+    (tmp_path / "out.deepmd" / "set.000" / "real_atom_types.npy").unlink()
     np.save(tmp_path / "out.deepmd" / "set.000" / "energy.npy", np.zeros(3))
     with pytest.raises(FileError, match="frames in each part"):
         read_systems(tmp_path / "out.deepmd")
@@ -397,6 +405,16 @@ def test_conversion_keeps_every_number(tmp_path: Path, name: str, is_periodic: b
     if name == "a.npz" and is_periodic:  # the layout has no stress
         systems = [replace(system, stress=None) for system in systems]
     assert_same(found, systems, rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["a.extxyz", "a.traj", "a.db", "a.json", "store"])
+def test_conversion_keeps_charge_multiplicity_and_level(tmp_path: Path, name: str) -> None:
+    systems = [replace(system, charge=-1, spin=2) for system in waters(3)]
+    write_systems(tmp_path / "in.extxyz", systems)
+    convert([tmp_path / "in.extxyz"], tmp_path / name)
+    assert [(each.charge, each.spin, each.level) for each in read_systems(tmp_path / name)] == [(-1, 2, systems[0].level)] * 3
+    with pytest.raises(DataError, match="holds no charge"):
+        convert([tmp_path / "in.extxyz"], tmp_path / "a.deepmd")
 
 
 def test_the_same_conversion_goes_on(tmp_path: Path) -> None:

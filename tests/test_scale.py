@@ -150,6 +150,9 @@ def test_frames_with_errors_do_not_train(tmp_path: Path) -> None:
         auto(data, tmp_path / "auto", AutoConfig(flops=1e9, n_start=20, n_validation=5, n_test=10))
     with pytest.raises(ValueError, match="not max_atoms"):
         AutoConfig(flops=1e9, training={"max_atoms": 100})
+    for end in ({"epochs": 60}, {"cpu_seconds": 60}, {"flops": 1e9}, {"patience": 3}):
+        with pytest.raises(ValueError, match="its end is decided"):
+            AutoConfig(flops=1e9, training=end)
     with pytest.raises(ValueError, match="not max_atoms"):
         small(tmp_path, training={"max_atoms": 100})
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sapis.cli import data_generate, data_get
-from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys
+from sapis.cli.options import EnergyKey, ForcesKey, StressKey, VirialKey, label_keys
 
 if TYPE_CHECKING:
     from sapis.data.convert import Summary
@@ -26,6 +26,7 @@ def convert(
     single: Annotated[bool, typer.Option(help="New store: positions and forces in single precision, half the space.")] = False,
     licence: Annotated[str, typer.Option(help="Licence of the data, noted in a store.")] = "",
     energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+    virial_key: VirialKey = None,
 ) -> None:
     """Convert IN... to OUT: a store (.store, appended to), .extxyz, .npz, .deepmd, .traj, .db. The same command goes on."""
     from sapis.core.errors import ConfigError
@@ -36,7 +37,7 @@ def convert(
         raise ConfigError(expected="one input and one output at least", received=" ".join(map(str, inputs)), where="convert",
                           todo="give `sapis data convert IN OUT`")
     *sources, output = inputs
-    done = run(sources, output, keys=label_keys(energy_key, forces_key, stress_key), level=level, is_single=single,
+    done = run(sources, output, keys=label_keys(energy_key, forces_key, stress_key, virial_key), level=level, is_single=single,
                licence=licence, index=parse_index(index, output) if index else None)
     typer.echo(f"read {done.n_read:,} frames, {done.n_new:,} new; {output} holds {done.n_total:,}")
 
@@ -64,13 +65,14 @@ def info(
     paths: Annotated[list[Path], typer.Argument(help="Files, folders or stores.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+    virial_key: VirialKey = None,
 ) -> None:
     """What is in a data set: frames, elements, labels, charges, levels of theory."""
     from sapis.core.files import json_text
     from sapis.data.convert import summarise
     from sapis.data.formats import format_of, iterate_systems
 
-    keys = label_keys(energy_key, forces_key, stress_key)
+    keys = label_keys(energy_key, forces_key, stress_key, virial_key)
     found = {}
     for path in paths:
         kind, summary = format_of(path).name, summarise(iterate_systems(path, keys=keys))
@@ -91,18 +93,20 @@ def lint_(
     needs: Annotated[list[str] | None, typer.Option(help="Labels that must be there; default energy and forces.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+    virial_key: VirialKey = None,
 ) -> None:
     """Faults that would spoil a training: missing labels, wrong units and signs, overlaps, duplicates. Exit code 2 for errors."""
     from dataclasses import asdict
 
     from sapis.core.files import json_text
-    from sapis.data.formats import read_systems
+    from sapis.data.formats import LabelKeys, read_systems
     from sapis.data.lint import lint, raise_on_errors
     from sapis.data.lint.sample import sampled
     from sapis.data.reference import reference_energies_from_isolated
 
-    keys = label_keys(energy_key, forces_key, stress_key)
-    atoms = reference_energies_from_isolated(read_systems(isolated, keys=keys)) if isolated else None
+    keys = label_keys(energy_key, forces_key, stress_key, virial_key)
+    energy_key_only = LabelKeys(energy=energy_key)  # atoms alone have no forces
+    atoms = reference_energies_from_isolated(read_systems(isolated, keys=energy_key_only)) if isolated else None
     found = {}
     for path in paths:
         systems, n_frames = sampled(path, keys)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sapis.cli.options import EnergyKey, ForcesKey, Level, StressKey, at_level, label_keys
+from sapis.cli.options import EnergyKey, ForcesKey, Level, StressKey, VirialKey, at_level, label_keys
 
 
 def evaluate(
@@ -17,6 +17,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write all figures as JSON here.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write predictions (extended xyz: sapis_energy, …) here.")] = None,
     level: Level = "", energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+    virial_key: VirialKey = None,
 ) -> None:
     """Energy, force and stress errors (MAE and RMSE), by element and by temperature."""
     from sapis.api import load
@@ -26,7 +27,7 @@ def evaluate(
 
     refuse_inputs({"--output": output, "--predictions": predictions}, [model, data])
     potential = load(model, precision=precision).potential
-    systems = at_level(read_systems(data, keys=label_keys(energy_key, forces_key, stress_key)), level)
+    systems = at_level(read_systems(data, keys=label_keys(energy_key, forces_key, stress_key, virial_key)), level)
     errors = compare(potential, systems)
     for name, value in errors.items():
         if name != "parity" and isinstance(value, int | float):

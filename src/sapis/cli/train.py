@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sapis.cli.options import EnergyKey, ForcesKey, StressKey, label_keys
+from sapis.cli.options import EnergyKey, ForcesKey, StressKey, VirialKey, label_keys
 
 
 def train(
@@ -26,6 +26,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     waive: Annotated[list[str] | None, typer.Option(help="Lint rule whose errors are accepted.")] = None,
     energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
+    virial_key: VirialKey = None,
 ) -> None:
     """Train on labelled files, test, check the physics, write one bundle. The same command goes on after a stop."""
     from sapis.core.config import load_yaml, parse_config
@@ -40,7 +41,7 @@ def train(
     outcome = train_files(
         data, output, request, validation=validation, n_validation=n_validation, group_by=group_by,
         tests=test or [], isolated=isolated, start=start, to_level=to_level,
-        keys=label_keys(energy_key, forces_key, stress_key), waived=waive or [],
+        keys=label_keys(energy_key, forces_key, stress_key, virial_key), waived=waive or [],
     )
     for name, errors in outcome.errors.items():
         typer.echo(f"{name}: force RMSE {errors['force_rmse_meV_A'] or float('nan'):.1f} meV/Å, "

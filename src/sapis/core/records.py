@@ -133,12 +133,15 @@ def _commit() -> str | None:
     """The git commit of the source tree this runs from, with ``+`` if it holds uncommitted changes."""
     folder = Path(__file__).parent
     try:
+        # A package that was installed into somebody's repository is no part of it.
+        tracked = subprocess.run(["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=folder, capture_output=True,
+                                 timeout=5)
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)
         dirty = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=folder.parent, capture_output=True,
                                text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if head.returncode != 0:
+    if tracked.returncode != 0 or head.returncode != 0:
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 

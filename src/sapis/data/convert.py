@@ -17,6 +17,7 @@ from sapis.core.errors import ConfigError, FileError
 from sapis.core.files import hash_file, refuse_inputs, replacing
 from sapis.core.progress import progress_bar
 from sapis.data.formats import Counted, LabelKeys, deepmd, format_of, iterate_systems, npz, select, write_systems, xyz
+from sapis.data.formats.labels import LEVEL_KEY
 from sapis.data.store import Store, is_store
 from sapis.data.system import System
 
@@ -120,6 +121,7 @@ def _write(path: Path, systems: Iterator[System]) -> int:
 
 def _write_ase(path: Path, systems: Sequence[System]) -> None:
     from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.db import connect
     from ase.io import write
     from ase.stress import full_3x3_to_voigt_6_stress
 
@@ -134,7 +136,14 @@ def _write_ase(path: Path, systems: Sequence[System]) -> None:
         # ASE chooses the format by the ending, and its databases do not know how to write over a file.
         named = part.with_name(part.name + path.suffix)
         try:
-            write(named, images)
+            if path.suffix == ".traj":
+                write(named, images)
+            else:  # a database leaves out what is not a property or a pair of its own
+                with connect(str(named)) as rows:
+                    for system, atoms in zip(systems, images, strict=True):
+                        pairs = {"total_charge": system.charge, "total_spin": system.spin} | (
+                            {LEVEL_KEY: system.level} if system.level else {})
+                        rows.write(atoms, key_value_pairs=pairs)
             named.replace(part)
         finally:
             named.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sapis.core.errors import TrainingError
+from sapis.core.errors import SapisError, TrainingError
 from sapis.core.seeds import generator
 from sapis.data.batch import Batch, Sample, collate
 from sapis.data.system import System
@@ -112,8 +112,11 @@ def _classes(capacities: np.ndarray, weights: np.ndarray) -> list[_Class]:
     found = []
     for capacity, weight in sorted(set(zip(capacities.tolist(), weights.tolist(), strict=True))):
         members = np.flatnonzero((capacities == capacity) & (weights == weight))
-        if n_drawn := round(weight * len(members)):
-            found.append(_Class(capacity, members, n_drawn))
+        if weight:
+            found.append(_Class(capacity, members, max(1, round(weight * len(members)))))
+    if not found:
+        raise TrainingError(expected="frames to train on", received="a weight of zero for each", where="level_weights",
+                            todo="give a level of the data a weight")
     return found
 
 
@@ -128,7 +131,7 @@ def _weights(systems: Sequence[System], weights: Mapping[str, float]) -> np.ndar
     return np.array([weights.get(level, 1.0) for level in levels])
 
 
-class _Planned(Dataset[dict[str, np.ndarray]]):
+class _Planned(Dataset[Any]):
     """Torch's view of a plan: one item a batch, as arrays, which go through a pipe four times as fast as tensors, each of which
     torch would send as a file.
     """
@@ -139,15 +142,24 @@ class _Planned(Dataset[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
-        return {name: tensor.numpy() for name, tensor in vars(self.loader.batch(self.plan[place])).items()}
+    def __getitem__(self, place: int) -> dict[str, np.ndarray] | SapisError:
+        try:
+            return {name: tensor.numpy() for name, tensor in vars(self.loader.batch(self.plan[place])).items()}
+        except SapisError as error:  # torch would make another one of it
+            return error
 
 
 def _parallel(loader: Loader, plan: Sequence[np.ndarray]) -> Iterator[Batch]:
     options: dict[str, Any] = {"num_workers": loader.n_workers, "prefetch_factor": PREFETCHED, "multiprocessing_context": "fork",
-                               "collate_fn": dict}  # as they are: torch would make tensors of them at once
+                               "collate_fn": _as_it_is}  # torch would make tensors of them at once
     for arrays in DataLoader(_Planned(loader, plan), batch_size=None, shuffle=False, **options):
+        if isinstance(arrays, SapisError):
+            raise arrays
         yield Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
 
 
 def _sizes(systems: Sequence[System]) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from sapis.core.errors import FileError
-from sapis.core.files import cannot_write, hash_bytes, read_json, write_json
+from sapis.core.files import PART_SUFFIX, cannot_write, hash_bytes, read_json, write_json
 from sapis.core.version import __version__
 from sapis.data.environments import damaged, opened, translated
 from sapis.data.packing import content, pack_all, unpack
@@ -71,7 +71,8 @@ class Store(Sequence[System]):
             FileError: there is something at ``path`` already, or it cannot be written.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # What a kill left of a store that was being made is nothing yet.
+        if path.exists() and (not path.is_dir() or any(item.suffix != PART_SUFFIX for item in path.iterdir())):
             raise FileError(expected="a new or empty folder", received="something that is there already", where=str(path),
                             todo="give another folder; to add frames to a store, open it and append")
         try:

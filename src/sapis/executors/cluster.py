@@ -117,6 +117,7 @@ class ClusterExecutor:
 def _parsl_config(config: ClusterConfig) -> Any:
     from parsl.config import Config as ParslConfig
     from parsl.executors import HighThroughputExecutor
+    from parsl.launchers import SingleNodeLauncher, SrunLauncher
     from parsl.providers import LocalProvider, SlurmProvider
 
     blocks: dict[str, Any] = {"nodes_per_block": config.nodes_per_block, "init_blocks": 1, "min_blocks": 0,
@@ -124,11 +125,14 @@ def _parsl_config(config: ClusterConfig) -> Any:
     provider: Any
     if config.provider == "slurm":
         provider = SlurmProvider(partition=config.partition, account=config.account, walltime=config.walltime,
-                                 scheduler_options=config.scheduler_options, exclusive=False, **blocks)
+                                 scheduler_options=config.scheduler_options, exclusive=False,
+                                 cores_per_node=config.workers_per_node,
+                                 launcher=SrunLauncher() if config.nodes_per_block > 1 else SingleNodeLauncher(), **blocks)
     else:
         provider = LocalProvider(**blocks)
     address: dict[str, Any] = {"address": "127.0.0.1", "loopback_address": "127.0.0.1"} if config.provider == "local" else {}
-    folder = str(config.folder or tempfile.mkdtemp(prefix="sapis-parsl-"))
+    # The nodes of a cluster see the working directory, and each has a /tmp of its own.
+    folder = str(config.folder or tempfile.mkdtemp(prefix="sapis-parsl-", dir="." if config.provider == "slurm" else None))
     nodes = HighThroughputExecutor(label="sapis", max_workers_per_node=config.workers_per_node, provider=provider, **address)
     return ParslConfig(executors=[nodes], retries=config.node_retries, run_dir=folder, initialize_logging=False)
 

@@ -26,8 +26,8 @@ ORPHAN_GRACE_S = 1.0
 HEARTBEAT_S = 1.0
 MEMORY_CHECK_S = 0.25
 
-# Messages to the parent: (kind, value, CPU seconds of the process so far, number of the task that it is of, if any). What is sent to
-# a process that has just died is read by the next one: the number tells whose answer it is.
+# Messages to the parent: (kind, value, CPU seconds of the process so far, number of the task that it is of, if any). What is sent
+# to a process that has just died may be read by the next one: the number tells whose answer it is.
 READY, PROGRESS, DONE, FAILED, REFUSED, DIED = "ready", "progress", "done", "failed", "refused", "died"
 
 _parent: Connection | None = None

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
 
+def keep(calculator: Calculator) -> None:
+    """Leave what a calculator has written where it is."""
+
+
 @dataclass(frozen=True)
 class AseLabeler:
     """Labels from an ASE calculator.
@@ -28,28 +32,33 @@ class AseLabeler:
         method, level: see `Labeler`.
         calculator: makes a calculator for one structure.
         objection: why the method must not be asked about a structure, or None.
-        on_success: called with the calculator of a label that was computed.
+        on_success, on_failure: called with the calculator of a label that was computed, or was not.
     """
 
     method: dict[str, Any]
     level: str
     calculator: Callable[[System], Calculator]
     objection: Callable[[System], str | None] = lambda system: None
-    on_success: Callable[[Calculator], None] = lambda calculator: None
+    on_success: Callable[[Calculator], None] = keep
+    on_failure: Callable[[Calculator], None] = keep
 
     def label(self, system: System) -> Outcome:
         """The label of ``system``, by a calculator without history: a restarted SCF ends on other bits."""
         start = process_cpu_seconds()
         if (objection := self.objection(system)) is not None:
             return Failure("unsupported", objection, 0.0)
+        calculator: Calculator | None = None
         try:
             calculator = self.calculator(system)
             energy, forces, stress = _evaluate(system, calculator)
         except Exception as error:  # foreign code: whatever it raises is this structure's failure
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            if calculator is not None:
+                self.on_failure(calculator)
             return Failure(_kind(error), reason[:500], process_cpu_seconds() - start)
         cost = process_cpu_seconds() - start
         if not all(np.isfinite(value).all() for value in (energy, forces, stress) if value is not None):
+            self.on_failure(calculator)
             return Failure("not_finite", "the calculator returned NaN or infinity", cost)
         self.on_success(calculator)
         return Label(energy, forces, stress, cost)

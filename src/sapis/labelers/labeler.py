@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
 
+FILES = (("potential", "path"), ("openmm", "topology"), ("command", "files"))  # arguments that name files
+
+
 class LabelerConfig(Config):
     """Which method computes the labels.
 
@@ -41,6 +44,22 @@ class LabelerConfig(Config):
     max_force_eV_A: float | None = Field(default=None, gt=0)
     is_stateless: bool = False
     scratch: Path | None = None
+
+    def limits(self) -> dict[str, Any]:
+        """What decides which labels fail, apart from the method."""
+        return {"level": self.level, "timeout_s": self.timeout_s, "max_force_eV_A": self.max_force_eV_A}
+
+    def relative_to(self, folder: Path) -> LabelerConfig:
+        """A copy whose paths, of a model, a topology, files of a program and scratch, are relative to ``folder``."""
+        arguments = dict(self.arguments)
+        for method, key in FILES:
+            value = arguments.get(key) if self.name == method else None
+            if isinstance(value, list | tuple):
+                arguments[key] = [str(folder / str(each)) for each in value]
+            elif value is not None:
+                arguments[key] = str(folder / str(value))
+        scratch = None if self.scratch is None else folder / self.scratch
+        return self.model_copy(update={"arguments": arguments, "scratch": scratch})
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ class Labelling:
         n_known: of these had been done before.
         n_labelled: new labels.
         failures: new failures by kind.
-        elements: atomic numbers in the new labels.
+        elements: atomic numbers in all that have labels now.
         cpu_seconds: of the labels and failures themselves, in the processes that made them.
         total_cpu_seconds: those and of all earlier labellings into the store by the same method.
         level: level of theory of the labels.
@@ -157,6 +157,12 @@ def label_at(path: Path, systems: Sequence[System], config: LabelerConfig, execu
         return done, labels_in(store, systems, config)
 
 
+def cpu_seconds_of_a_label(config: LabelerConfig, systems: Iterable[System], executor: Executor) -> float:
+    """The median of a few, where they are computed; the first one may have more to do. Failures cost, too."""
+    outcomes = executor.outcomes(partial(_labelling, config), systems, limits=Limits(timeout_s=config.timeout_s))
+    return float(np.median([outcome.cpu_seconds for _, outcome in outcomes]))
+
+
 def isolated_atom_energies(config: LabelerConfig, elements: Iterable[int], executor: Executor) -> dict[int, float]:
     """Energies (eV) of free atoms in their ground-state multiplicity; elements that fail are left out.
 
@@ -182,6 +188,8 @@ def _missing(systems: Iterable[System], journal: Journal, found: Labelling, writ
         for system, key, outcome in zip(ahead, keys, journal.get(keys), strict=True):
             is_known = outcome is not None or key in before
             before.add(key)
+            if isinstance(outcome, int):
+                found.elements.update(map(int, system.numbers))
             if is_known or not writing.is_new(system, key):
                 found.n_known += 1
                 continue

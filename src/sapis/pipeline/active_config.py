@@ -112,7 +112,9 @@ def read_active_recipe(path: Path) -> ActiveRecipe:
         FileError: missing or empty file.
     """
     recipe = parse_config(ActiveRecipe, load_yaml(path), where=str(path))
-    changes: dict[str, object] = {"output": path.parent / recipe.output}
+    changes: dict[str, object] = {"output": path.parent / recipe.output, "labeler": recipe.labeler.relative_to(path.parent)}
+    if recipe.breadth is not None:
+        changes["breadth"] = recipe.breadth.model_copy(update={"labeler": recipe.breadth.labeler.relative_to(path.parent)})
     for name in ("pool", "data", "start"):
         if (value := getattr(recipe, name)) is not None:
             changes[name] = path.parent / value

@@ -183,12 +183,13 @@ class _Run:
         for found in errors.values():
             del found["parity"]
         labels = self.label_flops * stage.n_frames
+        flops = spent.flops + labels + stage.lost
         result = {
             "errors": errors, "n_parameters": self.sizes[stage.size].n_parameters, "n_frames": stage.n_frames,
             "size": self.settings[stage.size], "n_steps": spent.step, "label_flops": labels, "lost_flops": stage.lost,
-            "events": [_to_json(event) for event in self.events], "config": self.config.model_dump(mode="json"),
+            "flops": flops, "events": [_to_json(event) for event in self.events], "config": self.config.model_dump(mode="json"),
         }
-        cost = {**self.watch.cost(), "cpu_seconds": self._cpu_seconds(), "flops": spent.flops + labels + stage.lost}
+        cost = {**self.watch.cost(), "cpu_seconds": self._cpu_seconds(), "flops": flops}
         record = Record("auto", read_json(self.folder / PLAN)["input_hash"], result, cost, self.made_by)
         return Grown(record, training, self.references)
 

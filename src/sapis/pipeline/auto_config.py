@@ -48,6 +48,15 @@ class GrowthConfig(Config):
                 for values in itertools.product(*(sorted(set(ladder)) for ladder in ladders.values()))]
 
 
+def objection_to(training: TrainingConfig) -> str:
+    """Why a training that decides as it goes cannot have these settings; empty if it can."""
+    if training.max_atoms is not None:
+        return "training with batch_size and not max_atoms: what was seen is counted in frames"
+    if any(end is not None for end in (training.epochs, training.cpu_seconds, training.flops, training.patience)):
+        return "training without epochs, cpu_seconds, flops or patience: its end is decided as it goes, within a budget of FLOPs"
+    return ""
+
+
 class CheapConfig(Config):
     """Cheap labels first: the same decisions on them, until they are worth no more or their share of the budget is spent."""
 
@@ -73,8 +82,8 @@ class AutoConfig(GrowthConfig):
 
     @model_validator(mode="after")
     def _one_place_each(self) -> AutoConfig:
-        if self.training.max_atoms is not None:
-            raise ValueError("training with batch_size and not max_atoms: what was seen is counted in frames")
+        if objection := objection_to(self.training):
+            raise ValueError(objection)
         if both := set(self.axes) & set(self.model):
             raise ValueError(f"{', '.join(sorted(both))} either among the axes or in the model")
         if self.start and self.model:

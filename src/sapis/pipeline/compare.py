@@ -10,6 +10,7 @@ import numpy as np
 
 from sapis.core.errors import ConfigError, DataError, FileError
 from sapis.core.files import write_json
+from sapis.pipeline.floor import known_floor
 from sapis.pipeline.scale import finished, points_of, read_study
 from sapis.report.comparison import write_comparison
 from sapis.scaling.compare import Comparison, compare
@@ -47,7 +48,7 @@ def compare_studies(folders: Sequence[Path], output: Path) -> list[tuple[str, Co
     laws: list[Laws] = []
     for folder, study in zip(folders, studies, strict=True):
         points, levels = points_of(study, finished(folder, study))
-        laws.append(fit_laws(points, levels, study.sizes, n_available=study.n_available))
+        laws.append(fit_laws(points, levels, study.sizes, floor=known_floor(folder), n_available=study.n_available))
         if not laws[-1].compute:
             raise DataError(expected="a law of compute", received=f"trainings at {len(set(levels))} levels of compute, too few",
                             where=str(folder), todo="let more of the study finish, or plan one with more levels or seeds")

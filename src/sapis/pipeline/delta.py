@@ -20,6 +20,7 @@ from sapis.data.formats import read_systems, write_systems
 from sapis.data.system import System
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import Executor
+from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import label_at
 from sapis.pipeline.choice import ASKED, RANDOM
@@ -58,7 +59,8 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
     recipe, training = past.recipe, cheap.training.model_copy(update={"seed": derive_seed(past.recipe.seed, "delta", number)})
     inputs = past.settings("model") | {
         "labels": [record.result["files"] for record in past.labels], "frames": hash_file(cheap.frames), "level": level,
-        "labeler": cheap.labeler.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+        "labeler": cheap.labeler.limits() | {"method": build_labeler(cheap.labeler).method},
+        "training": training.model_dump(mode="json")}
 
     def run() -> dict[str, Any]:
         (train, _), (held, took) = (

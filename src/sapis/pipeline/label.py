@@ -70,10 +70,10 @@ def label_files(inputs: Sequence[Path], output: Path, request: LabelRequest, *, 
         first = len(store)
         systems = (system for path in inputs for system in select(iterate_systems(path), index or slice(None)))
         found = label_into(store, systems, request.labeler, executor, limits=request.limits, retry_failures=retry_failures)
+        known = store.isolated.get(labeler.level, {})
+        if missing := found.elements - set(known):  # also those that a stopped call has left
+            store.set_isolated(labeler.level, known | isolated_atom_energies(request.labeler, missing, executor))
         if found.n_labelled:
-            known = store.isolated.get(labeler.level, {})
-            new = isolated_atom_energies(request.labeler, found.elements - set(known), executor)
-            store.set_isolated(labeler.level, known | new)
             store.add_source({"name": ", ".join(path.name for path in inputs), "method": labeler.method, "level": labeler.level,
                               "n_read": found.n_read, "first": first, "n_new": len(store) - first})
         with Journal(store, labeler.method, labeler.level) as journal:

@@ -48,8 +48,9 @@ class Past:
         return record
 
     def settings(self, *names: str) -> dict[str, Any]:
-        """Those of the recipe, as inputs of a step."""
-        return self.recipe.model_dump(mode="json", include=set(names))
+        """Those of the recipe, as inputs of a step; of the labeler its limits: what it computes is told by its method."""
+        found = self.recipe.model_dump(mode="json", include=set(names))
+        return found | ({"labeler": self.recipe.labeler.limits()} if "labeler" in names else {})
 
     def so_far(self, name: str) -> list[System]:
         """The frames of all rounds with labels: ``chosen`` or ``labelled``."""

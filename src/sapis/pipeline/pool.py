@@ -20,9 +20,8 @@ from sapis.data.splits import Split, chosen, group_split, nested_order, random_s
 from sapis.data.store import Store, is_store
 from sapis.data.system import System, hash_systems
 from sapis.executors.executor import Executor
-from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import isolated_atom_energies, label_at
+from sapis.labelers.labelling import cpu_seconds_of_a_label, isolated_atom_energies, label_at
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.scaling.plan import Size
@@ -151,8 +150,8 @@ class PoolToLabel(Pool):
 
     def cpu_seconds_of_a_label(self) -> float:
         """Measured on a few."""
-        labeler, frames = build_labeler(self.labeler), self.validation[:N_LABELS_TO_TIME]
-        return float(np.mean([labeler.label(system.without_labels()).cpu_seconds for system in frames]))
+        frames = [system.without_labels() for system in self.validation[:N_LABELS_TO_TIME]]
+        return cpu_seconds_of_a_label(self.labeler, frames, self.executor)
 
     def _labelled(self, systems: Sequence[System], *, is_quiet: bool = True) -> list[System]:
         _, found = label_at(self.store, systems, self.labeler, self.executor, at_once=True, is_quiet=is_quiet)

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from sapis.core.config import Config, load_yaml, parse_config
 from sapis.labelers.labeler import LabelerConfig
 from sapis.model.config import ModelConfig
-from sapis.pipeline.auto_config import GrowthConfig
+from sapis.pipeline.auto_config import GrowthConfig, objection_to
 from sapis.pipeline.rounds_config import RoundsConfig
 from sapis.simulate.sampling import CandidatesConfig
 from sapis.training.config import TrainingConfig
@@ -112,6 +112,8 @@ class Recipe(Config):
     def _one_place_each(self) -> Recipe:
         if self.training.cpu_seconds is not None or self.training.seed != 0:
             raise ValueError("no cpu_seconds or seed under training: a recipe gives them as budget.cpu_seconds and seed")
+        if self.auto and (objection := objection_to(self.training)):
+            raise ValueError(objection)
         return self
 
 
@@ -126,7 +128,8 @@ def read_recipe(path: Path) -> Recipe:
     system = recipe.system
     if system.file is not None:
         system = system.model_copy(update={"file": path.parent / system.file})
-    return recipe.model_copy(update={"system": system, "output": path.parent / recipe.output})
+    return recipe.model_copy(update={"system": system, "output": path.parent / recipe.output,
+                                     "labeler": recipe.labeler.relative_to(path.parent)})
 
 
 def example_recipe(path: Path, smiles: str) -> str:

@@ -272,7 +272,8 @@ class _Run:
             return {"n_labelled": len(systems), "failures": [], **self._method(0, systems), "cost": {"cpu_seconds": 0.0}}
 
         inputs = self.past.settings("labeler", "to_level") | {
-            "given": hash_systems(systems), "n_held": len(known[RANDOM]), "start": self.recipe.start is not None}
+            "method": self.labeler.method, "given": hash_systems(systems), "n_held": len(known[RANDOM]),
+            "start": self.recipe.start is not None}
         self.past.labels.append(self.past.step(0, "labels", inputs, "labelled.extxyz", run))
 
     def _method(self, number: int, systems: Sequence[System]) -> dict[str, Any]:

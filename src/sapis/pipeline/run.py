@@ -18,6 +18,7 @@ from sapis.core.version import __version__
 from sapis.data.formats import read_systems
 from sapis.data.reference import ReferenceEnergies
 from sapis.data.system import System
+from sapis.labelers.build import build_labeler
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline import steps
 from sapis.pipeline.active_config import ActiveRecipe
@@ -69,10 +70,13 @@ def run(recipe: Recipe) -> Outcome:
 
 
 def _run(recipe: Recipe, work: Workspace) -> Outcome:
+    method = build_labeler(recipe.labeler).method  # what is behind its settings may have changed
+
     def settings(*names: str) -> dict[str, Any]:
         values = recipe.model_dump(mode="json", exclude={"output", "title", "workers"})
         if recipe.system.file is not None:
             values["system"]["file"] = [system.structure_hash() for system in read_systems(recipe.system.file)]
+        values["labeler"] = recipe.labeler.limits() | {"method": method}
         return {"version": __version__, **{name: values[name] for name in names}}
 
     found = work.step(

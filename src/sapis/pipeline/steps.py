@@ -275,7 +275,7 @@ def nve_checks(nve: dict[str, Any], order: dict[str, Any]) -> list[Check]:
     drift, slope = nve["drift_meV_atom_ps"], order["slope"]
     # Verlet conserves a neighbouring energy, so the energy error is bounded and wanders within its fluctuation as the modes
     # exchange energy: over a short run that looks like a slope of this size.
-    wander = 2 * _or_nan(nve["fluctuation_meV_atom"]) / nve["time_ps"]
+    wander = 2 * _or_nan(nve["fluctuation_meV_atom"]) / nve["time_ps"] if nve["time_ps"] else 0.0  # it exploded at once
     allowed = max(tolerances.NVE_DRIFT_MEV_ATOM_PS.at("float64"), wander)
     return [
         Check("nve drift", _or_nan(drift), allowed, "meV/atom/ps", drift is not None and abs(drift) <= allowed,

@@ -102,7 +102,7 @@ def train_files(
         require_enough(held)
     test_sets = {name: read_systems(path, keys=keys) for name, path in _names(tests).items()}
     everything = [system for systems in test_sets.values() for system in systems]
-    _require_comparable(train, {"validation": held, **test_sets})
+    _require_comparable(train, {"validation": held, **test_sets}, None if previous else Conditions.of(train))
     energy_key = LabelKeys(energy=keys.energy if keys else None)
     atoms = isolated_by_level(read_systems(isolated, keys=energy_key)) if isolated else {}
     if not atoms and isinstance(train, Store | Selection):
@@ -181,8 +181,8 @@ def _previous(start: Path, request: TrainRequest, isolated: Path | None, to_leve
     return model
 
 
-def _require_comparable(train: Sequence[System], parts: Mapping[str, Sequence[System]]) -> None:
-    """What cannot be evaluated is an error now, and not when the training is done."""
+def _require_comparable(train: Sequence[System], parts: Mapping[str, Sequence[System]], conditions: Conditions | None) -> None:
+    """What cannot be evaluated is an error now, and not when the training is done; ``conditions`` are those of a new model."""
     known = {int(number) for system in train for number in system.numbers}
     for name, part in parts.items():
         if not any(label is not None for system in part for label in (system.energy, system.forces, system.stress)):
@@ -194,6 +194,8 @@ def _require_comparable(train: Sequence[System], parts: Mapping[str, Sequence[Sy
                     expected="elements that the training frames hold", todo="train on data with them too, or remove such frames",
                     received=", ".join(chemical_symbols[number] for number in sorted(unknown)),
                 )
+            if conditions is not None:
+                conditions.indices(system)
 
 
 def _names(tests: Sequence[Path]) -> dict[str, Path]:

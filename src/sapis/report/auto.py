@@ -8,7 +8,7 @@ from typing import Any
 from sapis.core.files import write_text
 from sapis.core.records import Record
 from sapis.report.course import course, decisions
-from sapis.report.markup import Html, duration, facts, number
+from sapis.report.markup import Html, duration, facts, join, number
 from sapis.report.page import document
 
 
@@ -39,10 +39,11 @@ def _outcome(record: Record) -> Html:
     ])
 
 
-def _before(cheap: dict[str, Any] | None) -> list[tuple[str, str | None]]:
+def _before(cheap: dict[str, Any] | None) -> list[tuple[str, Html]]:
     """Of the training on cheap labels, if there was one."""
     if cheap is None:
         return []
-    return [("first, on cheap labels", f"{cheap['labeler']}: {number(cheap['n_frames'])} frames, "
-             f"{number(cheap['flops'], unit='FLOPs')}, {number(cheap['n_parameters'])} weights, "
-             f"{number(cheap['test_force_rmse_meV_A'], unit='meV/Å')} on test frames with such labels")]
+    return [("first, on cheap labels", join([
+        cheap["labeler"], ": ", number(cheap["n_frames"]), " frames, ", number(cheap["flops"], unit="FLOPs"), ", ",
+        number(cheap["n_parameters"]), " weights, ", number(cheap["test_force_rmse_meV_A"], unit="meV/Å"),
+        " on test frames with such labels"]))]

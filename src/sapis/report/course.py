@@ -30,7 +30,8 @@ def course(result: dict[str, Any]) -> Html:
             if chosen.any():
                 errors.plot(spent[chosen], loss[chosen], mark, color=ORANGE, markersize=7, zorder=4, label=ACTIONS[action])
         end = result["errors"]["validation"]["force_rmse_meV_A"]
-        errors.plot([result["config"]["flops"]], [end], "*", color=INK, markersize=10, clip_on=False, zorder=5, label="end")
+        spent_at_end = result.get("flops", result["config"]["flops"])
+        errors.plot([spent_at_end], [end], "*", color=INK, markersize=10, clip_on=False, zorder=5, label="end")
         errors.set_ylabel("force error (meV/Å)")
         log_if_positive(errors, loss)
         errors.legend(ncols=2)

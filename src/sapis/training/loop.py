@@ -195,7 +195,7 @@ class Training:
                 where=f"step {state.step}", todo="lint the data (`sapis data lint`), or lower the learning rate",
             )
         # A single frame with huge errors would fill the optimiser's memory of squared gradients (AMSGrad never forgets them).
-        state.gradient_norm = norm if state.step == 0 else state.gradient_norm
+        state.gradient_norm = state.gradient_norm or norm  # that of the first batch with labels
         limit = config.clip * state.gradient_norm
         torch.nn.utils.clip_grads_with_norm_(self.weights, limit, torch.tensor(norm))
         state.gradient_norm += (min(norm, limit) - state.gradient_norm) / NORM_MEMORY
@@ -223,9 +223,10 @@ class Training:
             "learning_rate": self.learning_rate, "train_loss": float(np.mean(state.train_losses)), **errors,
         })
         state.train_losses = []
-        # Without a validation set the loss is NaN and the latest weights are the best ones.
-        if not errors["validation_loss"] >= state.best_score:
-            state.best_score, state.n_stale = (errors["validation_loss"] if self.validation else math.inf), 0
+        # Without a validation set the latest weights are the best ones.
+        loss = errors["validation_loss"]
+        if not self.validation or loss < state.best_score or state.best_score == math.inf:
+            state.best_score, state.n_stale = (loss if self.validation and math.isfinite(loss) else math.inf), 0
             write_tensors(self.folder / BEST, self.mean.values, {"step": state.step, **errors})
         else:
             state.n_stale += 1

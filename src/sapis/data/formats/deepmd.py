@@ -45,14 +45,17 @@ def iterate(path: Path, keys: LabelKeys, require: Sequence[str]) -> Iterator[Sys
         if any(len(part) != n_frames for part in parts.values()):
             raise missing(f"{n_frames} frames in each part", folder, {name: len(part) for name, part in parts.items()})
         for i in range(n_frames):
-            own = numbers if types is None else np.array(_symbols(path))[types[i]]
+            own, is_real = numbers, np.ones(parts["coord"][i].size // 3, dtype=bool)
+            if types is not None:  # frames of fewer atoms are filled up with those of a negative type
+                is_real = types[i] >= 0
+                own = _of_types(path, types[i][is_real], folder / "real_atom_types.npy")
             cell = parts["box"][i].reshape(3, 3) if is_periodic else np.zeros((3, 3))
             # DeePMD's virial is minus the volume times the stress.
             stress = -parts["virial"][i].reshape(3, 3) / abs(np.linalg.det(cell)) if "virial" in parts and is_periodic else None
             yield System(
-                numbers=own, positions=parts["coord"][i].reshape(-1, 3), cell=cell, pbc=np.full(3, is_periodic),
+                numbers=own, positions=parts["coord"][i].reshape(-1, 3)[is_real], cell=cell, pbc=np.full(3, is_periodic),
                 energy=float(parts["energy"][i].reshape(-1)[0]) if "energy" in parts else None,
-                forces=parts["force"][i].reshape(-1, 3) if "force" in parts else None, stress=stress,
+                forces=parts["force"][i].reshape(-1, 3)[is_real] if "force" in parts else None, stress=stress,
                 tags={"file": path.name, "frame": frame},
             )
             frame += 1
@@ -67,9 +70,17 @@ def _symbols(path: Path) -> list[int]:
 
 def _numbers(path: Path) -> np.ndarray:
     try:
-        return np.array(_symbols(path))[np.loadtxt(path / "type.raw", dtype=int, ndmin=1)]
-    except (ValueError, IndexError) as error:
+        return _of_types(path, np.loadtxt(path / "type.raw", dtype=int, ndmin=1), path / "type.raw")
+    except ValueError as error:
         raise unreadable(error, "deepmd/npy", path / "type.raw") from None
+
+
+def _of_types(path: Path, types: np.ndarray, file: Path) -> np.ndarray:
+    """Atomic numbers of ``types``, which stand in ``file``."""
+    symbols = _symbols(path)
+    if len(types) and not 0 <= types.min() <= types.max() < len(symbols):
+        raise missing(f"types from 0 to {len(symbols) - 1}, as type_map.raw has them", file, f"{types.min()} to {types.max()}")
+    return np.array(symbols)[types]
 
 
 def write(path: Path, systems: Sequence[System]) -> None:
@@ -86,6 +97,10 @@ def write(path: Path, systems: Sequence[System]) -> None:
             raise system.error(expected="frames with the same atoms in the same order, periodicity and labels as the first",
                                received=f"{system.formula} beside {first.formula}, or other labels",
                                todo="write each composition into a folder of its own, or choose another format")
+        if system.charge or system.spin != 1:
+            raise system.error(expected="neutral singlets: the layout holds no charge or multiplicity",
+                               received=f"charge {system.charge}, multiplicity {system.spin}",
+                               todo="choose another format, such as extended XYZ")
     if first.pbc.any() and not first.pbc.all():
         raise DataError(expected="structures periodic in three directions or none", received=str(first.pbc.tolist()),
                         where=first.where, todo="choose another format")
@@ -111,5 +126,4 @@ def write(path: Path, systems: Sequence[System]) -> None:
 
 
 def _kind(system: System) -> tuple[object, ...]:
-    return (system.numbers.tobytes(), system.pbc.tobytes(), system.energy is None, system.forces is None, system.stress is None,
-            system.charge, system.spin)
+    return (system.numbers.tobytes(), system.pbc.tobytes(), system.energy is None, system.forces is None, system.stress is None)

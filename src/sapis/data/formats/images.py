@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sapis.core.errors import FileError
 from sapis.core.files import require_file
@@ -17,6 +18,11 @@ from sapis.data.formats import vasp
 from sapis.data.formats.files import unpacked, unreadable
 from sapis.data.formats.labels import Frame, LabelKeys, labelled
 from sapis.data.system import System
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+DATABASES = ("db", "json")
 
 
 def iterate(path: Path, keys: LabelKeys, require: Sequence[str]) -> Iterator[System]:
@@ -34,7 +40,8 @@ def _frames(path: Path) -> Iterator[Frame]:
         electrons = _electrons(plain, kind)
         converged = vasp.convergence(plain, kind) if kind in (vasp.OUTCAR, vasp.VASPRUN) else iter(())
         try:
-            for atoms in iread(str(plain), ":", format=kind, do_not_split_by_at_sign=True):
+            for atoms in (_rows(plain, kind) if kind in DATABASES
+                          else iread(str(plain), ":", format=kind, do_not_split_by_at_sign=True)):
                 if (is_converged := next(converged, None)) is not None:
                     atoms.info["converged"] = is_converged
                 atoms.info.update(electrons)
@@ -44,6 +51,16 @@ def _frames(path: Path) -> Iterator[Frame]:
             raise
         except Exception as error:  # ASE's readers raise whatever their parsing stumbles over
             raise unreadable(error, kind, path, number) from error
+
+
+def _rows(plain: Path, kind: str) -> Iterator[Atoms]:
+    """Of one of ASE's databases, with the key-value pairs of each row, which may name charge and multiplicity."""
+    from ase.db import connect
+
+    for row in connect(str(plain), type=kind).select():
+        atoms = row.toatoms()
+        atoms.info.update(row.key_value_pairs)
+        yield atoms
 
 
 def _electrons(plain: Path, kind: str) -> dict[str, int]:

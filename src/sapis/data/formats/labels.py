@@ -27,6 +27,7 @@ LEVEL_KEY = "level_of_theory"
 LABEL_KEYS = (*ENERGY_KEYS, *FORCES_KEYS, *STRESS_KEYS, *CHARGE_KEYS, *SPIN_KEYS, LEVEL_KEY)
 Usual = Mapping[str, tuple[str, ...]]
 Error = Callable[..., DataError]
+SAME_ENERGY_eV = 1e-3
 # Frames whose keys decide for the whole file.
 N_FRAMES_FOR_KEYS = 10_000
 
@@ -101,6 +102,8 @@ def labelled(
         if chosen[label] is None:
             raise absent(f"{label} in at least one frame", found, path)
     is_virial = keys.stress is None and chosen["stress"] in (keys.virial, *VIRIAL_KEYS)
+    if keys.energy is None and chosen["energy"] == "energy" and energy_keys == ENERGY_KEYS:
+        _require_one_energy(first, path)
     better = _better_keys(keys, usual, chosen)
     for frame in chain(first, remaining):
         if surprises := better & frame.values.keys():
@@ -122,11 +125,26 @@ def absent(expected: str, found: Iterable[str], path: Path) -> DataError:
 
 def _choose_keys(keys: LabelKeys, usual: Usual, found: set[str], path: Path) -> dict[str, str | None]:
     """The key of each label in this file: the user's, else the first usual one that is there."""
+    if keys.stress is not None and "virial" in keys.stress.lower():
+        raise DataError(expected="the key of stresses (eV/Å^3, tension positive)", received=f"{keys.stress!r}, a name of virials",
+                        where=str(path), todo="name it as the key of virials (--virial-key), or rename it if it has stresses")
+    if keys.stress is not None and keys.virial is not None:
+        raise DataError(expected="the key of stresses or that of virials", received="both", where=str(path), todo="leave one out")
     for key in (keys.energy, keys.forces, keys.stress, keys.virial):
         if key is not None and key not in found:
             raise absent(f"the key {key!r} in at least one frame", found, path)
     named = {"energy": keys.energy, "forces": keys.forces, "stress": keys.stress or keys.virial}
     return {label: named[label] or next((key for key in names if key in found), None) for label, names in usual.items()}
+
+
+def _require_one_energy(frames: Sequence[Frame], path: Path) -> None:
+    """ASE writes two where electrons are smeared, and the one whose gradient the forces are is not the one named ``energy``."""
+    for frame in frames:
+        energy, other = (frame.values.get(key) for key in ("energy", "free_energy"))
+        if isinstance(energy, float | int) and isinstance(other, float | int) and abs(energy - other) > SAME_ENERGY_eV:
+            raise DataError(expected="one energy", received=f"energy {energy:.6g} and free_energy {other:.6g} eV",
+                            where=f"{path}, frame {frame.number}", todo="say which: --energy-key free_energy (forces of smeared "
+                            "electrons are its gradient) or --energy-key energy")
 
 
 def _better_keys(keys: LabelKeys, usual: Usual, chosen: Mapping[str, str | None]) -> set[str]:

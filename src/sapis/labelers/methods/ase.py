@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sapis.core.errors import ConfigError, LabelerError, SapisError
 from sapis.core.files import hash_file, require_file
 from sapis.data.system import System
-from sapis.labelers.evaluation import AseLabeler
+from sapis.labelers.evaluation import AseLabeler, keep
 from sapis.labelers.labeler import Labeler, LabelerConfig
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def build(config: LabelerConfig) -> Labeler:
             made.directory = new_scratch(config)
         return made
 
-    return AseLabeler(method, level, calculator, on_success=_clean)
+    return AseLabeler(method, level, calculator, on_success=_clean, on_failure=keep if config.scratch else _clean)
 
 
 def new_scratch(config: LabelerConfig) -> str:

@@ -18,7 +18,7 @@ from sapis.core.errors import ConfigError, SapisError
 from sapis.core.files import hash_file
 from sapis.data.formats import read_systems
 from sapis.data.system import System
-from sapis.labelers.evaluation import AseLabeler
+from sapis.labelers.evaluation import AseLabeler, keep
 from sapis.labelers.labeler import Labeler, LabelerConfig
 from sapis.labelers.methods.ase import new_scratch
 
@@ -62,10 +62,13 @@ def build(config: LabelerConfig) -> Labeler:
                                                "files": {path.name: hash_file(path) for path in settings.files}}}
 
     def calculator(system: System) -> ProgramCalculator:
-        return ProgramCalculator(settings, Path(new_scratch(config)))
+        return ProgramCalculator(settings, Path(new_scratch(config)), is_kept=config.scratch is not None)
 
     level = config.level or " ".join([Path(program).name, settings.version]).strip()
-    return AseLabeler(method, level, calculator, on_success=lambda made: shutil.rmtree(made.directory, ignore_errors=True))
+    def remove(made: Calculator) -> None:
+        shutil.rmtree(made.directory, ignore_errors=True)
+
+    return AseLabeler(method, level, calculator, on_success=remove, on_failure=keep if config.scratch else remove)
 
 
 class ProgramCalculator(Calculator):
@@ -73,12 +76,14 @@ class ProgramCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - as ASE declares it
 
-    def __init__(self, settings: CommandConfig, folder: Path) -> None:
+    def __init__(self, settings: CommandConfig, folder: Path, *, is_kept: bool = False) -> None:
         super().__init__(directory=str(folder))
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.is_kept = settings, folder, is_kept
 
     def calculate(self, atoms: Atoms | None = None, properties: list[str] | None = None,
                   system_changes: list[str] = all_changes) -> None:
+        if self.results and not system_changes:  # ASE asks once more for what was not there
+            raise PropertyNotImplementedError(f"the program writes no {', '.join(properties or [])}")
         super().calculate(atoms, properties, system_changes)
         held = self.atoms
         assert held is not None  # ASE's own calculate keeps a copy of atoms
@@ -107,10 +112,10 @@ class ProgramCalculator(Calculator):
             raise RuntimeError(f"{words[0]} ended with exit code {done.returncode}: {self._last_words()}")
 
     def _last_words(self) -> str:
-        """What the program said last, on either stream, and where all of it is."""
+        """What the program said last, on either stream, and where all of it is, if it is kept."""
         said = [(self.folder / name).read_text(errors="replace").strip() for name in ("stderr.txt", "stdout.txt")]
         lines = next((text.splitlines()[-LAST_LINES:] for text in said if text), ["it said nothing"])
-        return f"{' / '.join(lines)[:300]} (in {self.folder})"
+        return " / ".join(lines)[:300] + (f" (in {self.folder})" if self.is_kept else "")
 
     def _result(self, atoms: Atoms) -> System:
         path = self.folder / self.settings.result

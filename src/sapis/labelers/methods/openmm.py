@@ -65,6 +65,7 @@ def build(config: LabelerConfig) -> Labeler:
     written = settings.model_dump(mode="json")
     if settings.topology is not None:
         written["topology"] = hash_file(settings.topology)
+    written["forcefield"] = [hash_file(Path(name)) if Path(name).is_file() else name for name in settings.forcefield]
     method = {"name": "openmm", "package": "openmm", "version": metadata.version("openmm"), "arguments": written}
     level = config.level or "+".join(Path(name).stem for name in settings.forcefield)
     return AseLabeler(method, level, lambda system: shared, _objection)
