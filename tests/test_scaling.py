@@ -25,8 +25,7 @@ from sapis.scaling.forms import (
     effective_frames,
     in_quadrature,
 )
-from sapis.scaling.laws import BREAK_MARGIN, fit_laws, left_out
-from sapis.scaling.plan import Size
+from sapis.scaling.laws import BREAK_MARGIN, OF_COMPUTE, _fitted, left_out
 
 
 def along_compute(floor: float, noise: float = 0.0, seed: int = 0, n: int = 16) -> Points:
@@ -72,14 +71,11 @@ def test_no_floor_is_found_where_there_is_none_and_a_floor_where_there_is_one() 
 def test_noise_of_labels_adds_in_quadrature_and_is_found() -> None:
     """Where the labels of test frames have noise, squares add: the floor is that noise, and the exponent that of the truth."""
     exact = along_compute(0.0, noise=0.02, n=24)
-    sizes = [Size(8, 10**5, 1e8, 1.0)]
-    frames = np.geomspace(1e2, 1e5, 24)[generator(0, "frames").permutation(24)]
-    points = replace(exact, n_parameters=np.geomspace(1e4, 1e6, 24), n_frames=frames, loss=np.hypot(exact.loss, 8.0))
-    law = fit_laws(points, points.flops, sizes).compute[0]
+    law = _fitted(exact.with_loss(np.hypot(exact.loss, 8.0)), OF_COMPUTE, None, 0)[0]
     value, low, high = law.intervals["floor"]
     assert law.form == in_quadrature(FLOOR) and low < 8.0 < high and value == pytest.approx(8.0, rel=0.1)
     assert law.intervals["exponent_flops"][0] == pytest.approx(0.25, rel=0.1)
-    assert fit_laws(replace(points, loss=exact.loss + 8.0), points.flops, sizes).compute[0].form == FLOOR
+    assert _fitted(exact.with_loss(exact.loss + 8.0), OF_COMPUTE, None, 0)[0].form == FLOOR
 
 
 def test_outliers_bend_no_law_and_choose_no_form() -> None:
