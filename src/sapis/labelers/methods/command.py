@@ -65,6 +65,7 @@ def build(config: LabelerConfig) -> Labeler:
         return ProgramCalculator(settings, Path(new_scratch(config)), is_kept=config.scratch is not None)
 
     level = config.level or " ".join([Path(program).name, settings.version]).strip()
+
     def remove(made: Calculator) -> None:
         shutil.rmtree(made.directory, ignore_errors=True)
 
