@@ -89,12 +89,11 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out:
     rng, n = generator(recipe.seed, "choice", number), recipe.n_per_round if number else recipe.n_start
     n_random = max(1, round(recipe.random_fraction * n)) if number else n_held_of(recipe, n)
     # Of a pool frames of earlier rounds may be next to those of this one; dynamics is new in each.
-    everything, of_old = [*fresh], [np.zeros(0, dtype=int)] * 2
-    for k, old in enumerate((learned, held) if recipe.pool else ()):
-        of_old[k] = np.arange(len(everything), len(everything) + len(old))
-        everything += old
+    old_learned, old_held = (learned, held) if recipe.pool else ((), ())
+    everything = [*fresh, *old_learned, *old_held]
+    of_learned, of_held = np.split(np.arange(len(fresh), len(everything)), [len(old_learned)])
     if potential is not None:
-        at_random = rng.permutation(_apart(everything, np.arange(len(fresh)), of_old[0], n_random))[:n_random]
+        at_random = rng.permutation(_apart(everything, np.arange(len(fresh)), of_learned, n_random))[:n_random]
     else:  # the first labels hold every element and charge, for the models of all rounds to know them
         order = nested_order(fresh, derive_seed(recipe.seed, "start"))
         asked = order[: n - n_random]
@@ -108,7 +107,7 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out:
     stds, control = np.zeros(len(fresh)), np.zeros(0, dtype=int)
     if potential is not None:
         stds = np.array([one.force_std.max() for one in potential.posterior(fresh)])
-        rest = _apart(everything, rest, np.concatenate([at_random, of_old[1]]), n - n_random)
+        rest = _apart(everything, rest, np.concatenate([at_random, of_held]), n - n_random)
         points, before = in_common_units(points_of(potential.first, fresh), points_of(potential.first, learned))
         asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=before, rng=rng)]
         if recipe.control:  # from the same ones, the chosen among them

@@ -12,11 +12,11 @@ from scipy.stats import chi, t
 from sapis.core.config import Config
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior
+from sapis.uncertainty.assess import TINY
 
 LEVEL = 0.95  # share of force errors that a target is for
 SHARE = 0.01  # of fresh candidates that may be uncertain at the end
 MIN_FOR_LAW = 4  # models that say what the next one brings
-TINY = 1e-9  # eV/Å: no deviation is smaller
 SURE = 0.9  # one-sided confidence that it brings too little
 
 
