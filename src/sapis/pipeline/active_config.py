@@ -87,8 +87,7 @@ class ActiveRecipe(RoundsConfig):
     def _consistent(self) -> ActiveRecipe:
         if (self.system is None) == (self.pool is None):
             raise ValueError("either a system or a pool")
-        if self.displaced_fraction and not (self.system and self.system.smiles):
-            raise ValueError("displaced_fraction with a system that is given as a SMILES: bonds are not known otherwise")
+        self.require_bonds(self.system.smiles if self.system else None)
         if self.breadth and (self.start or self.system is None):
             raise ValueError("breadth with a system and without a start: it makes the model to begin from")
         if self.to_level and self.start is None and self.breadth is None:

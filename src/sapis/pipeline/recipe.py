@@ -102,8 +102,8 @@ class Recipe(Config):
     def _can_be_uncertain(self) -> Recipe:
         if self.active and self.uncertainty.method == "ensemble":
             raise ValueError("another uncertainty than ensemble for a model that asks: it goes on from one")
-        if self.active and self.active.displaced_fraction and not self.system.smiles:
-            raise ValueError("displaced_fraction with a system that is given as a SMILES: bonds are not known otherwise")
+        if self.active:
+            self.active.require_bonds(self.system.smiles)
         if self.auto and self.uncertainty.method == "ensemble":
             raise ValueError("another uncertainty than ensemble for a model that grows: all its members would")
         return self

@@ -33,3 +33,8 @@ class RoundsConfig(Config):
         if self.n_per_round - max(1, round(self.random_fraction * self.n_per_round)) < 1:
             raise ValueError("n_per_round and random_fraction that leave a frame to ask for")
         return self
+
+    def require_bonds(self, smiles: str | None) -> None:
+        """Raises ValueError for displaced structures of what is given without its bonds."""
+        if self.displaced_fraction and not smiles:
+            raise ValueError("displaced_fraction with a system that is given as a SMILES: bonds are not known otherwise")
