@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -83,6 +84,25 @@ def test_deaths_are_retried_a_few_times_and_limits_hold(tmp_path: Path) -> None:
     attempts = {task: len(list(tmp_path.glob(f"{task}-*"))) for task in tasks}
     assert attempts == {"a": 1, "b": 1, "c": 1, "die": 3, "once": 2, "eat": 1, "hang": 1, "raise": 1}
     assert "(3 times)" in found["die"].reason and "400 MB" in found["eat"].reason
+
+
+def test_temporary_files_of_a_killed_process_do_not_stay() -> None:
+    with Pool(_leave, n_workers=1, limits=Limits(timeout_s=1.0, retries=0)) as pool:
+        found = dict(pool.outcomes(["stay", "hang"]))
+    assert isinstance(found[1], Failure) and found[1].kind == "timeout"
+    left = Path(found[0])
+    assert left.parent.parent == Path(tempfile.gettempdir()) and not left.parent.exists()
+
+
+def _leave() -> Callable[[str], str]:
+    def do(task: str) -> str:
+        folder = tempfile.mkdtemp()
+        Path(folder, "large").write_bytes(bytes(1000))
+        if task == "hang":
+            time.sleep(60)
+        return folder
+
+    return do
 
 
 def test_a_process_that_dies_while_idle_mixes_up_no_answers(tmp_path: Path) -> None:

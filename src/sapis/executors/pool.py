@@ -208,12 +208,13 @@ class _Worker:
         self._cpu_seconds = 0.0
         self.connection, theirs = Pipe()
         self.errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the process
+        self.scratch = tempfile.TemporaryDirectory(prefix="sapis-", ignore_cleanup_errors=True)  # a killed one cleans nothing up
         self.supervisor = subprocess.Popen(
             [sys.executable, "-c", BOOT, str(theirs.fileno()), json.dumps([str(path) for path in sys.path]),
              json.dumps(limits.memory_MB)],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
-            env={**os.environ, **ONE_THREAD},
+            env={**os.environ, **ONE_THREAD, "TMPDIR": self.scratch.name},
             # Of its own, so that Ctrl-C reaches the parent only and a kill reaches the worker's children too.
             start_new_session=True,
         )
@@ -320,6 +321,7 @@ class _Worker:
         self.connection.close()
         words = self._last_words()
         self.errors.close()
+        self.scratch.cleanup()
         return words
 
     def _last_words(self) -> list[str]:
