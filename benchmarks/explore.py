@@ -56,10 +56,10 @@ from sapis.uncertainty.uncertain import Uncertain
 Trained = TransformerPotential | Uncertain
 SMILES = "OCCCO"
 SETTINGS: dict[str, Any] = {
-    "system": {"smiles": SMILES}, "labeler": {"name": "gfn2", "max_force_eV_A": 30.0}, "n_start": 20, "rounds": 4,
+    "system": {"smiles": SMILES}, "labeler": {"name": "gfn2", "max_force_eV_A": 30.0}, "n_start": 40, "rounds": 4,
     "n_per_round": 20, "n_candidates": 200, "temperatures_K": [300, 600, 1000, 1500], "displaced_fraction": 0.25,
     "candidates": {"n_conformers": 6, "n_replicas": 3, "decorrelation_fs": 20, "rattle_fraction": 0, "bias": 0.2},
-    "training": {"epochs": 60}, "energy_window_eV_atom": 0.7, "workers": 1,
+    "training": {"epochs": 80}, "energy_window_eV_atom": 0.7, "workers": 1,
 }
 PLAIN: dict[str, tuple[list[float], int]] = {  # temperatures, and trajectories at each, from one conformer after another
     "plain, 300 K": ([300.0], 1), "plain, 300 to 1,500 K": (SETTINGS["temperatures_K"], 6)}

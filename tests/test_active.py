@@ -26,14 +26,21 @@ from sapis.api import load
 from sapis.core.errors import ConfigError, DataError, TrainingError
 from sapis.core.files import read_json
 from sapis.data.formats import read_systems, write_systems
+from sapis.data.splits import is_of_new_kind
 from sapis.data.store import Store
-from sapis.pipeline.active import active
+from sapis.data.system import System
+from sapis.pipeline.active import _known, active
 from sapis.pipeline.active_config import ActiveRecipe, read_active_recipe
+from sapis.pipeline.choice import _apart
+from sapis.pipeline.learning import _errors
+from sapis.pipeline.rounds import _held_of_known_kind
+from sapis.pipeline.steps import errors
 from sapis.potential.calibration import Calibration
 from sapis.potential.posterior import Posterior, UncertainPotential
 from sapis.potential.prediction import Prediction
 from sapis.uncertainty.dropout import Dropout
 from sapis.uncertainty.stopping import StopRules, enough, error_below_which, expected_gain
+from sapis.uncertainty.uncertain import Uncertain
 
 
 class Fragile(EMT):
@@ -116,6 +123,9 @@ def test_each_round_asks_labels_and_learns(finished: Path) -> None:
     np.testing.assert_allclose(np.sqrt((12 * old**2 + 2 * new**2) / 14), both, rtol=1e-5)  # frames of one size, held out
     choice = read_json(finished / "records" / "round-01-choice.json")["result"]
     assert choice["uncertainty_asked_eV_A"] > choice["uncertainty_all_eV_A"]
+    dynamics = [read_json(path)["cost"]["cpu_seconds"] for path in (finished / "round-01" / "trajectories").glob("*.json")]
+    explored = read_json(finished / "records" / "round-01-candidates.json")["cost"]["cpu_seconds"]
+    assert len(dynamics) == 4 and explored == pytest.approx(sum(dynamics)), "also of those that a killed call has made"
     model = load(finished / "model.sapis")
     assert isinstance(model.potential, UncertainPotential) and model.card["uncertainty"]["method"] == "distance"
     page = (finished / "report.html").read_text(encoding="utf-8")
@@ -204,7 +214,7 @@ def test_rules_hold_where_they_should_and_not_where_they_should_not() -> None:
     forces = Calibration.of(norms[:2000], stds[:2000], 3)
     below = error_below_which(0.95, stds[2000:], forces)
     assert np.mean(norms[2000:] < below) == pytest.approx(0.95, abs=0.01)
-    assert error_below_which(0.95, stds, forces, unsure=0.06) == np.inf
+    assert all(error_below_which(0.95, stds, forces, unsure=unsure) == np.inf for unsure in (1 / 20, 0.06, 1.0))
     assert error_below_which(0.95, np.append(stds[2000:], 0.0), forces) == pytest.approx(below, rel=1e-3), "one that has no force"
     assert error_below_which(0.95, stds, forces, unsure=0.02) > below
 
@@ -341,6 +351,44 @@ def test_labelled_frames_to_begin_with(finished: Path, tmp_path: Path) -> None:
     write_systems(tmp_path / "run" / "known.extxyz", known[:12])
     with pytest.raises(DataError, match="at least 20 labelled frames"):
         active(recipe(tmp_path / "run", data="known.extxyz", output="few"))
+
+
+def test_what_validates_is_of_kinds_that_the_model_learns(tmp_path: Path) -> None:
+    rng, frames = np.random.default_rng(1), []
+    for k in range(60):  # six trajectories, each with one atom of an element of its own
+        atoms = Icosahedron("Cu", 2)
+        atoms.symbols[0] = ("Ni", "Pd", "Ag", "Pt", "Au", "Al")[k // 10]
+        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+        frame = System.from_atoms(atoms)
+        frames.append(replace(frame, energy=0.0, forces=np.zeros((len(atoms), 3))).with_tags(
+            trajectory=str(k // 10), time_fs=float(k % 10), arm="random" if k < 15 else "asked"))
+    (tmp_path / "run").mkdir()
+    write_systems(tmp_path / "run" / "known.extxyz", frames)
+    for seed in range(3):
+        parts = _known(recipe(tmp_path / "run", data="known.extxyz", seed=seed))
+        assert parts is not None and len(parts["asked"]) + len(parts["random"]) > 50
+        assert not any(is_of_new_kind(parts["random"], parts["asked"]))
+    first = _held_of_known_kind(frames)  # labels of all that had nickel and were asked for may have failed
+    assert [frame.tags["arm"] for frame in first] == ["asked"] * 10 + ["random"] * 5 + ["asked"] * 45
+
+
+def test_frames_next_in_time_come_last() -> None:
+    frames = [System.from_atoms(Icosahedron("Cu", 2)).with_tags(trajectory=k // 6) for k in range(12)]  # in the order of the file
+    found = [_apart(frames, np.arange(1, 12), np.array([0, 8]), n).tolist() for n in (2, 8, 9)]
+    apart = [2, 3, 4, 5, 6, 8, 10, 11]
+    assert found == [apart, apart, [*apart, 1]]
+
+
+@pytest.mark.slow
+def test_few_frames_and_labels_of_stress_alone_are_judged(finished: Path) -> None:
+    frames = read_systems(finished / "round-00" / "labelled.extxyz")
+    model = load(finished / "model.sapis").potential
+    assert isinstance(model, Uncertain)
+    one = _errors(model, [], {"asked": frames[:2], "random": frames[2:3]})
+    assert one["random"]["uncertainty"]["forces"]["n"] == 13 and "energy" not in one["random"]["uncertainty"] and "old" not in one
+    bulk = replace(frames[0], energy=None, forces=None, cell=20 * np.eye(3), pbc=np.ones(3, dtype=bool), stress=np.zeros((3, 3)))
+    found = errors(finished / "model.sapis", {"home": frames, "stress": [bulk, bulk]}, home="home")
+    assert "uncertainty" in found["home"] and "uncertainty" not in found["stress"]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from ase.build import bulk
 from sapis.core.errors import ConfigError, DataError
 from sapis.data.formats import read_systems
 from sapis.data.lint import RULES, Finding, lint, lint_splits, raise_on_errors
+from sapis.data.splits import random_split, split_in_time
 from sapis.data.system import System
 
 SHARED = Path(os.environ.get("SAPIS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -169,6 +170,15 @@ def test_splits(acac: list[System]) -> None:
     assert (unseen.rule, unseen.severity) == ("unseen-element", "warning") and unseen.message.endswith(": S")
 
 
+def test_frames_of_a_trajectory_that_are_held_out_at_random(acac: list[System]) -> None:
+    line = [frame.with_tags(trajectory="one", time_fs=10.0 * k) for k, frame in enumerate(acac[:60])]
+    apart = split_in_time(line, fractions=(0.8, 0.2, 0.0))
+    assert lint_splits(apart.train, apart.validation) == []
+    at_random = random_split(line, 48, 12, 0)
+    beside, = lint_splits(at_random.train, at_random.validation)
+    assert (beside.rule, beside.severity) == ("time-neighbors", "warning") and "validation" in beside.message
+
+
 def test_errors_stop_unless_waived(acac: list[System]) -> None:
     findings = lint(with_frame(acac, 5, flip_one_force))
     with pytest.raises(DataError, match="net-force") as error:
@@ -256,7 +266,7 @@ def test_planted_in_real_sets(rule: str, name: str, plant: Callable[[list[System
 
 
 def test_twenty_kinds_are_planted() -> None:
-    elsewhere = {"reference-energies", "stress-gradient", "leakage", "unseen-element"}
+    elsewhere = {"reference-energies", "stress-gradient", "leakage", "unseen-element", "time-neighbors"}
     assert {rule for rule, *_ in PLANTED} | elsewhere == set(RULES) and len(RULES) >= 20
 
 

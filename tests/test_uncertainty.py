@@ -119,6 +119,9 @@ def test_calibration_finds_the_factor_of_each_group(d: int) -> None:
     assert scores(errors, found.corrected(stds / truth, groups), d)["miscalibration_area"] < 0.01
     few = Calibration.of(errors[:100], stds[:100], d, groups=np.where(np.arange(100) < 5, 8, 1))
     assert 8 not in few.factors and few.corrected(np.ones(1), [8])[0] == few.factors[None]
+    one = Calibration.of(errors[:100], stds[:100], d, groups=np.where(np.arange(100) < 40, 8, 1),
+                         frames=np.maximum(0, np.arange(100) - 39))
+    assert 8 not in one.factors and 1 in one.factors, "forty atoms of one frame are one sample"
     again = Calibration.from_json(found.to_json())
     assert again == found
     with pytest.raises(DataError, match="hold out more"):
@@ -139,16 +142,17 @@ def test_calibration_finds_a_planted_power() -> None:
     assert Calibration.of(errors, stds, 3, groups=groups).power == 1.0, "where none was asked for"
     noisy = Calibration.of(errors, truth * np.exp(rng.normal(0, 0.5, N)), 3, groups=groups, with_power=True)
     assert noisy.power == pytest.approx(1.0, abs=1e-4), "noise in what is stated does not flatten it"
-    few = Calibration.of(errors[:60], stds[:60], 3, n_frames=2, with_power=True)
+    few = Calibration.of(errors[:60], stds[:60], 3, frames=np.arange(60) // 30, with_power=True)
     assert few.power < 1.3, "two frames say little"
 
 
-def test_an_atom_that_no_member_has_a_force_on_does_not_spoil_its_element() -> None:
-    """Without neighbours it has none, and no deviation, while its label has some noise."""
+@pytest.mark.parametrize("n", [1, 30, 700])
+def test_atoms_that_no_member_has_a_force_on_do_not_spoil_their_element(n: int) -> None:
+    """Without neighbours they have none, and no deviation but that of rounding, while their labels have some noise."""
     errors, stds = planted(3)
-    found = Calibration.of(np.append(errors[:600], 0.001), np.append(stds[:600], 0.0), 3, groups=np.ones(601, dtype=int),
-                           with_power=True)
-    assert found.factors[1] == pytest.approx(1.0, rel=0.1)
+    found = Calibration.of(np.append(errors[:600], np.full(n, 0.001)), np.append(stds[:600], np.full(n, 1e-9)), 3,
+                           groups=np.ones(600 + n, dtype=int), with_power=True)
+    assert found.power == pytest.approx(1.0, abs=0.05) and found.factors[1] == pytest.approx(1.0, rel=0.1)
     assert found.quantiles[0.95] == pytest.approx(chi.ppf(0.95, 3), rel=0.1)
 
 

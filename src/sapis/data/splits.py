@@ -34,7 +34,7 @@ class Split:
 
 def split_in_time(
     systems: Sequence[System], *, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), gap: int = 1,
-    n_blocks: int = 5, seed: int = 0,
+    n_blocks: int = 5, min_block_gaps: int = MIN_BLOCK_GAPS, seed: int = 0,
 ) -> Split:
     """Hold out blocks in time, so that neighbouring frames of a trajectory are never in different parts.
 
@@ -50,6 +50,7 @@ def split_in_time(
             frames before dropping, and from 10 systems on at least one if its fraction is not zero.
         gap: frames dropped at each border.
         n_blocks: most blocks per trajectory and held-out part; fewer where blocks would become too short.
+        min_block_gaps: of how many gaps a block is at least.
         seed: of the order of trajectories and of which blocks are validation and which test.
 
     Raises:
@@ -63,11 +64,11 @@ def split_in_time(
         raise DataError(expected="at least one system", received="none", where="split_in_time",
                         todo="check that the files were read")
     random = generator(seed, "split_in_time")
-    trajectories = _trajectories(systems)
+    trajectories = in_time(systems)
     line = [trajectories[i] for i in random.permutation(len(trajectories))]
     lengths = [_held_out(fraction, len(systems)) for fraction in fractions[1:]]
     shortest = min((length for length in lengths if length), default=0)
-    n_pairs = max(1, min(n_blocks * len(line), shortest // (MIN_BLOCK_GAPS * max(gap, 1))))
+    n_pairs = max(1, min(n_blocks * len(line), shortest // (min_block_gaps * max(gap, 1))))
     parts = _lay_blocks(len(systems), lengths[0], lengths[1], n_pairs, random)
 
     part_of = np.empty(len(systems), dtype=np.int64)
@@ -163,12 +164,23 @@ def nested_order(systems: Sequence[System], seed: int) -> np.ndarray:
     places = np.argsort(order)
     first: dict[object, int] = {}
     for number, system in enumerate(systems):
-        kinds = [*np.unique(system.numbers).tolist(), ("charge", system.charge), ("spin", system.spin), system.level]
-        for kind in kinds:
+        for kind in _kinds(system):
             if kind not in first or places[number] < places[first[kind]]:
                 first[kind] = number
     ahead = sorted(set(first.values()), key=lambda number: int(places[number]))
     return np.concatenate([np.array(ahead, dtype=np.int64), order[~np.isin(order, ahead)]])
+
+
+def is_of_new_kind(systems: Sequence[System], known: Sequence[System]) -> list[bool]:
+    """Whether each of ``systems`` has an element, charge, multiplicity or level of theory that none of ``known`` has: a model
+    that is trained on these cannot take it.
+    """
+    of_known = {kind for system in known for kind in _kinds(system)}
+    return [not of_known.issuperset(_kinds(system)) for system in systems]
+
+
+def _kinds(system: System) -> list[object]:
+    return [*np.unique(system.numbers).tolist(), ("charge", system.charge), ("spin", system.spin), system.level]
 
 
 def chosen(systems: Sequence[System], numbers: np.ndarray) -> Sequence[System]:
@@ -184,8 +196,10 @@ def _split(systems: Sequence[System], part_of: np.ndarray) -> Split:
     return Split(*(chosen(systems, np.flatnonzero(part_of == part)) for part in (TRAIN, VALIDATION, TEST, DROPPED)))
 
 
-def _trajectories(systems: Sequence[System]) -> list[list[int]]:
-    """Indices of each trajectory's frames in the order of time."""
+def in_time(systems: Sequence[System]) -> list[list[int]]:
+    """Indices of the frames of each trajectory (tag ``trajectory``) in the order of ``time_fs`` or, where that is absent, as
+    given; a frame without the tag is a trajectory of its own.
+    """
     groups: dict[object, list[int]] = {}
     for i, system in enumerate(systems):
         trajectory = system.tags.get("trajectory")

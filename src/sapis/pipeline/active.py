@@ -5,7 +5,7 @@ from __future__ import annotations
 from sapis.core.errors import DataError
 from sapis.core.records import Record, read_record
 from sapis.data.formats import read_systems
-from sapis.data.splits import nested_order, split_in_time
+from sapis.data.splits import is_of_new_kind, nested_order, split_in_time
 from sapis.data.system import System
 from sapis.labelers.build import build_labeler
 from sapis.pipeline.active_config import ActiveRecipe
@@ -15,6 +15,8 @@ from sapis.pipeline.recipe import Recipe
 from sapis.pipeline.rounds import ActiveOutcome, rounds
 from sapis.pipeline.run import run
 from sapis.pipeline.workspace import RECORDS
+
+HELD_BLOCK = 5  # frames of a block in time that validates, at least: longer ones would be few, of one trajectory perhaps
 
 BREADTH = "breadth"  # folder of the run on cheap labels
 
@@ -58,8 +60,11 @@ def _known(recipe: ActiveRecipe) -> dict[str, list[System]] | None:
         raise DataError(expected=f"at least {2 * MIN_HELD} labelled frames to begin with, of which {MIN_HELD} validate",
                         received=str(n), where=f"data: {recipe.data}", todo="give more, or leave data out: they are made then")
     if any("trajectory" in system.tags for system in systems):
-        split = split_in_time(systems, fractions=((n - n_held) / n, n_held / n, 0.0), seed=recipe.seed)
-        return {ASKED: list(split.train), RANDOM: list(split.validation)}
+        split = split_in_time(systems, fractions=((n - n_held) / n, n_held / n, 0.0), min_block_gaps=HELD_BLOCK, seed=recipe.seed)
+        is_new = is_of_new_kind(split.validation, split.train)
+        held = list(zip(split.validation, is_new, strict=True))
+        return {ASKED: [*split.train, *(system for system, new in held if new)],
+                RANDOM: [system for system, new in held if not new]}
     n_asked = n - n_held
     order = nested_order(systems, recipe.seed)
     return {ASKED: [systems[k] for k in order[:n_asked]], RANDOM: [systems[k] for k in order[n_asked:]]}

@@ -12,7 +12,7 @@ import numpy as np
 
 from sapis.core.errors import DataError, ModelError
 from sapis.core.seeds import derive_seed, generator
-from sapis.data.splits import nested_order
+from sapis.data.splits import in_time, nested_order
 from sapis.data.system import System
 from sapis.generate.displacements import displaced
 from sapis.labelers.labeler import LabelerConfig
@@ -74,13 +74,15 @@ def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, level: st
 
 
 def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out: Mapping[str, int], learned: Sequence[System],
-           held: Sequence[System], potential: Uncertain | None) -> tuple[list[System], dict[str, Any]]:
+           held: Sequence[System], control: Sequence[System], potential: Uncertain | None,
+           ) -> tuple[list[System], dict[str, Any]]:
     """What is to be labelled in round ``number``, with the tags ``arm`` and ``uncertainty_eV_A``, and figures of the choice.
 
     Args:
         fresh, left_out: see `worth_a_label`.
         learned: labelled frames that the model has learned from.
         held: those that validate.
+        control: what a model learned from that is trained for comparison.
         potential: the present model; None in the first round.
 
     Raises:
@@ -89,7 +91,7 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out:
     rng, n = generator(recipe.seed, "choice", number), recipe.n_per_round if number else recipe.n_start
     n_random = max(1, round(recipe.random_fraction * n)) if number else n_held_of(recipe, n)
     # Of a pool frames of earlier rounds may be next to those of this one; dynamics is new in each.
-    old_learned, old_held = (learned, held) if recipe.pool else ((), ())
+    old_learned, old_held = ([*learned, *control], held) if recipe.pool else ((), ())
     everything = [*fresh, *old_learned, *old_held]
     of_learned, of_held = np.split(np.arange(len(fresh), len(everything)), [len(old_learned)])
     if potential is not None:
@@ -104,36 +106,31 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out:
         raise NothingToAsk(expected=f"more than {n_random if number else n} candidates that are not labelled yet",
                            received=f"{len(fresh)}{why}", where=f"round {number}",
                            todo="give a larger pool or more n_candidates, or fewer rounds")
-    stds, control = np.zeros(len(fresh)), np.zeros(0, dtype=int)
+    stds, compared = np.zeros(len(fresh)), np.zeros(0, dtype=int)
     if potential is not None:
         stds = np.array([one.force_std.max() for one in potential.posterior(fresh)])
         rest = _apart(everything, rest, np.concatenate([at_random, of_held]), n - n_random)
         points, before = in_common_units(points_of(potential.first, fresh), points_of(potential.first, learned))
         asked = rest[select(n - n_random, recipe.strategy, stds=stds[rest], points=points[rest], known=before, rng=rng)]
         if recipe.control:  # from the same ones, the chosen among them
-            control = rng.choice(rest, len(asked), replace=False)
+            compared = rng.choice(rest, len(asked), replace=False)
     chosen = [fresh[k].with_tags(arm=arm, uncertainty_eV_A=float(stds[k]))
-              for arm, numbers in ((ASKED, asked), (RANDOM, at_random), (CONTROL, control)) for k in numbers]
+              for arm, numbers in ((ASKED, asked), (RANDOM, at_random), (CONTROL, compared)) for k in numbers]
     return chosen, {"n_asked": len(asked), "n_random": len(at_random), "n_candidates": len(fresh),
                     "uncertainty_asked_eV_A": float(stds[asked].mean()), "uncertainty_all_eV_A": float(stds.mean())}
 
 
 def _apart(systems: Sequence[System], numbers: np.ndarray, others: np.ndarray, n: int) -> np.ndarray:
-    """Those of ``numbers`` that are not next in time to one of ``others`` of the same trajectory, if they are ``n`` or more; else
-    all. What validates a model is not to be nearly what it has learned from.
+    """Those of ``numbers`` that are not next in time to one of ``others`` of the same trajectory, and if they are fewer than
+    ``n`` some that are. What validates a model is not to be nearly what it has learned from.
     """
-    lines: dict[object, list[int]] = {}
-    for k, system in enumerate(systems):
-        if "trajectory" in system.tags and "time_fs" in system.tags:
-            lines.setdefault(system.tags["trajectory"], []).append(k)
     near, of_others = set[int](), set(others.tolist())
-    for line in lines.values():
-        line.sort(key=lambda k: float(systems[k].tags["time_fs"]))
+    for line in in_time(systems):
         for one, next_one in itertools.pairwise(line):
             near |= {one} if next_one in of_others else set()
             near |= {next_one} if one in of_others else set()
-    apart = np.array([k for k in numbers.tolist() if k not in near], dtype=int)
-    return apart if len(apart) >= n else numbers
+    is_apart = np.array([k not in near for k in numbers.tolist()], dtype=bool)
+    return np.concatenate([numbers[is_apart], numbers[~is_apart][: max(0, n - int(is_apart.sum()))]])
 
 
 def worth_a_label(recipe: ActiveRecipe, candidates: Sequence[System], chosen: Sequence[System], labelled: Sequence[System],

@@ -160,7 +160,7 @@ def _errors(potential: Uncertain, old: Sequence[System], fresh: dict[str, list[S
     sets = {"old": old, "asked": fresh[ASKED], "random": fresh[RANDOM]}
     found = {}
     for name, systems in sets.items():
-        if len(systems) > 1:
+        if systems:
             posteriors = potential.posterior(systems)
             found[name] = _figures(evaluate(potential, systems)) | {
                 "uncertainty": assess(posteriors, systems, calibrations=potential.calibrations),

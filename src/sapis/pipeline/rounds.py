@@ -25,6 +25,7 @@ from sapis.core.files import hash_file
 from sapis.core.memory import keep_freed_memory
 from sapis.core.records import Record
 from sapis.data.formats import read_systems, write_systems
+from sapis.data.splits import is_of_new_kind
 from sapis.data.system import System, hash_systems
 from sapis.evaluate.errors import evaluate
 from sapis.executors.outcome import Failure
@@ -32,7 +33,7 @@ from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.pipeline.active_config import ActiveRecipe
-from sapis.pipeline.choice import ASKED, RANDOM, NothingToAsk, choose, explored, is_known, worth_a_label
+from sapis.pipeline.choice import ASKED, CONTROL, RANDOM, NothingToAsk, choose, explored, is_known, worth_a_label
 from sapis.pipeline.delta import CheapLabels, correct
 from sapis.pipeline.label import executor_of
 from sapis.pipeline.learning import learning_curves, train_control, train_round
@@ -41,6 +42,7 @@ from sapis.pipeline.workspace import Workspace
 from sapis.potential.calibration import MIN_ERRORS
 from sapis.potential.posterior import Posterior
 from sapis.report.active import ActiveStory, write_active_report
+from sapis.simulate.candidates import dynamics_cost
 from sapis.simulate.structures import load_structure
 from sapis.uncertainty.assess import require_enough
 from sapis.uncertainty.stopping import enough
@@ -205,7 +207,8 @@ class _Run:
             driver = self._driver(model) if model else recipe.labeler
             found, endings = explored(recipe, number, driver, self.level, self.past.path(number, "trajectories"))
             write_systems(self.past.path(number, "candidates.extxyz"), found)
-            return {"n": len(found), "endings": endings}
+            cost = dynamics_cost(self.past.path(number, "trajectories")) if recipe.system else {}
+            return {"n": len(found), "endings": endings, "cost": cost}
 
         self.past.step(number, "candidates", inputs, "candidates.extxyz", run)
 
@@ -253,8 +256,8 @@ class _Run:
         def run() -> dict[str, Any]:
             fresh, left_out = self._fresh(number)
             potential = self.past.present(number - 1) if number else None
-            learned, held = self.past.known(ASKED), self.past.known(RANDOM)
-            chosen, figures = choose(self.recipe, number, fresh, left_out, learned, held, potential)
+            learned, held, control = (self.past.known(arm) for arm in (ASKED, RANDOM, CONTROL))
+            chosen, figures = choose(self.recipe, number, fresh, left_out, learned, held, control, potential)
             write_systems(self.past.path(number, "chosen.extxyz"), chosen)
             return {**figures, "left_out": left_out}
 
@@ -295,6 +298,7 @@ class _Run:
             failed = {systems[k].structure_hash(): {"number": k, "kind": outcome.kind, "reason": outcome.reason}
                       for k, outcome in enumerate(outcomes) if isinstance(outcome, Failure)}
             failures = list(failed.values())
+            labelled = _held_of_known_kind(labelled) if number == 0 else labelled  # later ones are chosen so
             counts = Counter(system.tags["arm"] for system in labelled)
             if counts[ASKED] == 0 or (number == 0 and counts[RANDOM] < MIN_ERRORS):
                 why = failures[0]["reason"] if failures else "none was asked for"
@@ -314,3 +318,12 @@ class _Run:
     def _bundle(self, source: Path) -> dict[str, Any]:
         model = load(source)
         return {"file_hash": save(self.work.path(MODEL), model.potential, model.card)}
+
+
+def _held_of_known_kind(labelled: Sequence[System]) -> list[System]:
+    """``labelled``, in which frames at random of an element or charge that none of the others has are learned from: labels of the
+    others may have failed.
+    """
+    others = [system for system in labelled if system.tags["arm"] == ASKED]
+    is_new = is_of_new_kind(labelled, others)
+    return [system.with_tags(arm=ASKED) if new else system for system, new in zip(labelled, is_new, strict=True)]

@@ -35,7 +35,7 @@ from sapis.pipeline.recipe import DynamicsConfig, Recipe
 from sapis.pipeline.rounds import rounds
 from sapis.potential.bundle import hash_tensors
 from sapis.potential.prediction import Potential
-from sapis.simulate.candidates import make_candidates
+from sapis.simulate.candidates import dynamics_cost, make_candidates
 from sapis.simulate.md import order_test, run_nve, run_nvt
 from sapis.simulate.structures import load_structure
 from sapis.testing import tolerances
@@ -72,7 +72,7 @@ def candidates(recipe: Recipe, folder: Path, target: Path) -> dict[str, Any]:
     return {
         "n": len(found), "by_source": dict(Counter(str(system.tags.get("source", "start")) for system in found)),
         "temperatures_K": [*recipe.temperatures_K, *([hot] if hot is not None else [])],
-        "n_starts": len(starts), "formula": starts[0].formula, "endings": endings,
+        "n_starts": len(starts), "formula": starts[0].formula, "endings": endings, "cost": dynamics_cost(folder),
     }
 
 
@@ -236,6 +236,8 @@ def errors(model: Path, sets: Mapping[str, Sequence[System]], *, home: str = "")
         posteriors = {name: potential.posterior(systems) for name, systems in sets.items()}
         for name, systems in sets.items():
             own = posteriors.get(home, ()) if name != home else ()
+            if all(system.energy is None and system.forces is None for system in systems):
+                continue  # labels of stress alone
             found[name]["uncertainty"] = assess(posteriors[name], systems, own=own, calibrations=potential.calibrations)
             found[name]["parity"]["doubt"] = force_reliability(posteriors[name], systems)
     return found

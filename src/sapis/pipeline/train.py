@@ -148,7 +148,8 @@ def train_files(
                 lambda: steps.uncertainty(source, model, parts, request.uncertainty, settings, work.path("training"),
                                           lambda seed: begin(seed)[0], flops=trained.cost["flops"]))
             uses_model = {"version": __version__} | known.result["files"]
-        test = work.step("test", uses_model | hashes, [], lambda: {"sets": steps.errors(model, {"validation": held} | test_sets)})
+        test = work.step("test", uses_model | hashes, [], lambda: {"sets": steps.errors(
+            model, {"validation": held} | test_sets, home="validation")})
         checked = work.step("checks", uses_model, [], lambda: steps.checks(model, _smallest(train)))
         card = {"test": {name: {key: value for key, value in found.items() if key != "parity"}
                          for name, found in test.result["sets"].items()}, "checks": checked.result["checks"],

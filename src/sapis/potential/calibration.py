@@ -3,9 +3,10 @@
 A factor ``a`` is that of the greatest likelihood: ``a^2`` is the mean of ``e^2 / (d s^2)``. Errors may grow faster than what is
 stated: ``s`` is then ``t (s/t)^p``, with the root mean square ``t`` and a power ``p`` of the greatest likelihood, too. It is not
 less than 1: noise in what is stated would flatten it, and a model that leaves what it knows would be too sure. A conformal
-quantile ``q`` (split conformal: Lei and others, JASA 113, 1094, 2018) makes no assumption on the distribution: of errors
-exchangeable with those that it was set on, a share of at least ``level`` lies below ``q a s``. Errors of one frame go together,
-so what is few are frames.
+quantile ``q`` (split conformal: Lei and others, JASA 113, 1094, 2018) makes no assumption on the distribution: of errors like
+those that it was set on, a share of ``level`` lies below ``q a s``. That is no strict guarantee here: factors and power are set
+on the same errors, and a training may have chosen its weights by these frames. Errors of one frame go together, so what is few
+are frames.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from scipy.optimize import minimize_scalar
 from sapis.core.errors import DataError
 
 MIN_ERRORS = 5  # to calibrate on
-MIN_OF_GROUP = 30  # errors; groups with fewer share one factor
+MIN_OF_GROUP = 30  # errors, of `MIN_ERRORS` frames; groups with fewer share one factor
 LEVELS = (0.5, 0.9, 0.95)
 POWERS = (1.0, 3.0)
 POWER_SPREAD = 0.5  # of a Gaussian around 1 that holds the power where frames are few
 TINY = 1e-12
-LEAST = 1e-3  # of the median: less is stated of what has no force in any member, an atom without neighbours, and tells no factor
+LEAST = 1e-3  # see `least_stated`
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Calibration:
 
     @classmethod
     def of(cls, errors: np.ndarray, stds: np.ndarray, d: int, *, groups: Sequence[int] | np.ndarray | None = None,
-           n_frames: int | None = None, with_power: bool = False) -> Calibration:
-        """Set on ``errors`` ``(n,)`` with ``stds`` ``(n,)``, each of a group ``(n,)``, of ``n_frames`` frames (default: as many).
+           frames: Sequence[int] | np.ndarray | None = None, with_power: bool = False) -> Calibration:
+        """Set on ``errors`` ``(n,)`` with ``stds`` ``(n,)``, each of a group ``(n,)``.
 
         Args:
+            frames: the number of each error's frame, ``(n,)``; default: each of its own.
             with_power: find a power; it is 1 otherwise.
 
         Raises:
@@ -62,24 +64,24 @@ class Calibration:
         if len(errors) < MIN_ERRORS:
             raise DataError(expected=f"at least {MIN_ERRORS} errors to calibrate on", received=str(len(errors)),
                             where="calibration", todo="hold out more frames")
-        stds, n_frames = np.maximum(stds, TINY), n_frames or len(errors)
-        typical = float(np.sqrt(np.mean(stds**2)))
-        is_stated = stds >= LEAST * np.median(stds)
+        stds, frames = np.maximum(stds, TINY), np.arange(len(errors)) if frames is None else np.asarray(frames)
+        typical, n_frames = float(np.sqrt(np.mean(stds**2))), len(np.unique(frames))
+        is_stated = stds >= least_stated(stds)
 
         def most_likely(power: float) -> tuple[dict[int | None, float], np.ndarray]:
             now = _raised(stds, typical, power)
             of_stated = None if groups is None else np.asarray(groups)[is_stated]
-            factors = _most_likely(errors[is_stated], now[is_stated], d, of_stated)
+            factors = _most_likely(errors[is_stated], now[is_stated], d, of_stated, frames[is_stated])
             return factors, _factors(factors, groups, len(errors)) * now
 
         def minus_log_likelihood(power: float) -> float:
             _, now = most_likely(power)
             # Of as many independent errors as there are frames.
-            return n_frames * d * float(np.log(np.maximum(now, TINY)).mean()) + 0.5 * ((power - 1) / POWER_SPREAD) ** 2
+            return n_frames * d * float(np.log(np.maximum(now[is_stated], TINY)).mean()) + 0.5 * ((power - 1) / POWER_SPREAD) ** 2
 
         power = float(minimize_scalar(minus_log_likelihood, bounds=POWERS, method="bounded").x) if with_power else 1.0
         factors, corrected = most_likely(power)
-        ratios = np.sort(errors / np.maximum(corrected, TINY))
+        ratios = np.sort(errors[is_stated] / np.maximum(corrected[is_stated], TINY))
         # The (n + 1) level-th of n, rounded up: so that the level holds for the next one. Few frames bound no high level.
         n = len(ratios)
         places = {level: int(np.ceil(n * (n_frames + 1) / n_frames * level - TINY)) - 1 for level in LEVELS}
@@ -116,19 +118,26 @@ class Calibration:
                    values.get("typical", 1.0))
 
 
+def least_stated(stds: np.ndarray) -> float:
+    """Smaller ones of ``stds`` ``(n,)`` are of what has no force in any member, an atom without neighbours or at a place of
+    symmetry: `LEAST` of the median of those that are not much smaller than the largest. They tell no factor.
+    """
+    return LEAST * float(np.median(stds[stds >= LEAST * stds.max()]))
+
+
 def _raised(stds: np.ndarray, typical: float, power: float) -> np.ndarray:
     return stds * (stds / typical) ** (power - 1)
 
 
-def _most_likely(errors: np.ndarray, stds: np.ndarray, d: int, groups: Sequence[int] | np.ndarray | None,
+def _most_likely(errors: np.ndarray, stds: np.ndarray, d: int, groups: Sequence[int] | np.ndarray | None, frames: np.ndarray,
                  ) -> dict[int | None, float]:
-    """The factor of all, and of each group with errors enough."""
+    """The factor of all, and of each group with errors and frames enough."""
     squares = errors**2 / (d * stds**2)
     factors: dict[int | None, float] = {None: float(np.sqrt(squares.mean()))}
     for group in np.unique(groups) if groups is not None else ():
-        own = squares[np.asarray(groups) == group]
-        if len(own) >= MIN_OF_GROUP:
-            factors[int(group)] = float(np.sqrt(own.mean()))
+        is_own = np.asarray(groups) == group
+        if is_own.sum() >= MIN_OF_GROUP and len(np.unique(frames[is_own])) >= MIN_ERRORS:
+            factors[int(group)] = float(np.sqrt(squares[is_own].mean()))
     return factors
 
 

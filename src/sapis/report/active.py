@@ -141,7 +141,7 @@ def _doubt(story: ActiveStory) -> Html:
             rows.append((k, number(scored["n"]), number(scored["rmse"]), number(scored["std"]), number(scored["coverage_90"]),
                          number(scored["spearman"]), number(scored["spearman_ceiling"]), number(scored["auroc_worst_decile"])))
     if not rows:
-        return absent("No round came after the first.")
+        return absent("No round came after the first, or the labels of all frames at random failed.")
     head = ["Round", "Forces", "Error (meV/Å)", "Stated", "In the 90 % region", "Rank correlation", "At best", "Finds the worst"]
     note = tag("p", "On frames at random, by the model before it learned from them: the error of a force component, what the "
                     "model stated, how many forces lay inside the 90 % region, the rank correlation of error and deviation, the "

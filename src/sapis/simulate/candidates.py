@@ -10,7 +10,7 @@ from typing import Any
 from sapis.core.errors import ConfigError, LabelerError
 from sapis.core.files import hash_file, hash_json
 from sapis.core.progress import console, progress_bar
-from sapis.core.records import Record, Stopwatch, provenance, valid_record, write_record
+from sapis.core.records import Record, Stopwatch, provenance, read_record, valid_record, write_record
 from sapis.data.system import System
 from sapis.executors.outcome import Failure
 from sapis.executors.pool import run_tasks
@@ -59,6 +59,11 @@ def make_candidates(
     plan = _plan(structures, temperatures_K, n_total - n_rattled, config)
     candidates, endings = _run_plan(plan, labeler_config, config, seed, folder, n_workers)
     return candidates + rattled_candidates(structures, n_rattled, config.rattle_stdev_A, seed), endings
+
+
+def dynamics_cost(folder: Path) -> dict[str, float]:
+    """CPU seconds of the trajectories in ``folder``, also of those that an earlier call made."""
+    return {"cpu_seconds": sum(read_record(path).cost["cpu_seconds"] for path in folder.glob("md-*.json"))}
 
 
 def _plan(

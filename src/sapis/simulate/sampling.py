@@ -149,7 +149,7 @@ def simulate(
 
     def remember() -> None:
         nonlocal whole
-        if np.abs(atoms.get_forces()).max() < limit:
+        if np.linalg.norm(atoms.get_forces(), axis=1).max() < limit:
             whole = dynamics.nsteps, atoms.get_positions()
 
     def keep(step: int, positions: np.ndarray) -> None:

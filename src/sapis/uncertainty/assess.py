@@ -9,7 +9,7 @@ import numpy as np
 
 from sapis.core.errors import DataError
 from sapis.data.system import System
-from sapis.potential.calibration import MIN_ERRORS, Calibration
+from sapis.potential.calibration import MIN_ERRORS, Calibration, least_stated
 from sapis.potential.posterior import Posterior
 from sapis.uncertainty.scores import auroc_shifted, reliability, scores
 
@@ -25,14 +25,14 @@ class Errors:
         d: components of an error.
         errors: norms, eV or eV/Å, ``(n,)``.
         stds: of each component, ``(n,)``.
-        n_frames: frames that they are of.
+        frames: the number of each one's frame, ``(n,)``.
         groups: atomic numbers, of forces; None otherwise.
     """
 
     d: int
     errors: np.ndarray
     stds: np.ndarray
-    n_frames: int
+    frames: np.ndarray
     groups: np.ndarray | None = None
 
 
@@ -50,10 +50,11 @@ def errors_of(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dic
     result = {}
     if energies:
         errors, stds = np.array(energies).T
-        result["energy"] = Errors(TARGETS["energy"], errors, np.maximum(stds, TINY), len(energies))
+        result["energy"] = Errors(TARGETS["energy"], errors, np.maximum(stds, TINY), np.arange(len(energies)))
     if forces:
+        frames = np.repeat(np.arange(len(forces)), [len(own) for own, _, _ in forces])
         errors, stds, groups = (np.concatenate(parts) for parts in zip(*forces, strict=True))
-        result["forces"] = Errors(TARGETS["forces"], errors, np.maximum(stds, TINY), len(forces), groups)
+        result["forces"] = Errors(TARGETS["forces"], errors, np.maximum(stds, TINY), frames, groups)
     if not result:
         raise DataError(expected="frames with energies or forces", received=f"{len(systems)} without", where="uncertainty",
                         todo="label them")
@@ -67,7 +68,7 @@ def calibrate(posteriors: Sequence[Posterior], systems: Sequence[System]) -> dic
         DataError: too few labels.
     """
     # Energies are few, one of a frame; and dynamics that a bias drives needs how the calibrated one changes.
-    return {name: Calibration.of(found.errors, found.stds, found.d, groups=found.groups, n_frames=found.n_frames,
+    return {name: Calibration.of(found.errors, found.stds, found.d, groups=found.groups, frames=found.frames,
                                  with_power=name == "forces")
             for name, found in errors_of(posteriors, systems).items()}
 
@@ -87,7 +88,8 @@ def require_enough(systems: Sequence[System]) -> None:
 
 def assess(posteriors: Sequence[Posterior], systems: Sequence[System], *, own: Sequence[Posterior] = (),
            calibrations: Mapping[str, Calibration] | None = None) -> dict[str, dict[str, float]]:
-    """Scores by target, in meV and meV/Å where they have a unit; of targets with two errors or more.
+    """Scores by target, in meV and meV/Å where they have a unit; of targets with two errors or more. Deviations count as
+    `least_stated` at least: a likelihood would else be that of the atoms without neighbours alone.
 
     Args:
         calibrations: by which ``posteriors`` were corrected; with them, the share of errors within each conformal bound, as
@@ -95,7 +97,8 @@ def assess(posteriors: Sequence[Posterior], systems: Sequence[System], *, own: S
         own: of frames where the model is at home; with them, how well deviations tell ``systems`` from these.
     """
     errors = errors_of(posteriors, systems)
-    found = {name: scores(1e3 * each.errors, 1e3 * each.stds, each.d) for name, each in errors.items() if len(each.errors) > 1}
+    found = {name: scores(1e3 * each.errors, 1e3 * np.maximum(each.stds, least_stated(each.stds)), each.d)
+             for name, each in errors.items() if len(each.errors) > 1}
     for name, calibration in (calibrations or {}).items():
         for level in calibration.quantiles if name in found else ():
             is_within = errors[name].errors <= calibration.bounds(errors[name].stds, level)

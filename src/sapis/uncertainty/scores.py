@@ -1,7 +1,9 @@
 """How well stated deviations go with errors, by scores that do not depend on the axes.
 
 An error is the norm ``e`` of a vector of ``d`` components (1: an energy, 3: the force on an atom), its deviation ``s`` that of
-each of them. If a model is right about itself, ``e / s`` is distributed as the norm of ``d`` standard normal numbers (chi).
+each of them. If a model is right about itself, and as unsure along each axis, ``e / s`` is distributed as the norm of ``d``
+standard normal numbers (chi). Of a covariance that is not the same along all axes, as that of few members is, only the mean
+variance is judged: its regions count as balls, and the ceilings are those of a ball, which it may not reach.
 
 | score | what |
 |---|---|

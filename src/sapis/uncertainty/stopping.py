@@ -75,13 +75,16 @@ def error_below_which(level: float, stds: np.ndarray, forces: Calibration, unsur
     Args:
         unsure: share of errors that no deviation tells; they count as larger.
     """
-    if level not in forces.quantiles or unsure >= 1 - level:
+    if level not in forces.quantiles:
         return np.inf
     tail = max(1.0, forces.quantiles[level] / chi.ppf(level, forces.d))
     stds = np.maximum(stds, TINY)
     high = float(stds.max()) * chi.ppf(1 - 1e-9, forces.d)
-    found = brentq(lambda error: (1 - unsure) * chi.cdf(error / stds, forces.d).mean() - level, 0.0, high)
-    return tail * float(found)
+
+    def more_than_asked(error: float) -> float:
+        return (1 - unsure) * float(chi.cdf(error / stds, forces.d).mean()) - level
+
+    return tail * float(brentq(more_than_asked, 0.0, high)) if more_than_asked(high) > 0 else np.inf
 
 
 def expected_gain(n_labels: np.ndarray, errors: np.ndarray) -> float:

@@ -34,6 +34,7 @@ RULES = {
     "conflicting-labels": "the same structure twice with different energies",
     "duplicate": "the same structure twice",
     "leakage": "the same structure in two of training, validation and test",
+    "time-neighbors": "validation or test frames next in time to training ones of their trajectory",
     "unseen-element": "an element in validation or test that training lacks",
 }
 

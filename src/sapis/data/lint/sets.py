@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 from ase.data import chemical_symbols
 
 from sapis.data.lint.finding import Finding, found
+from sapis.data.splits import in_time
 from sapis.data.system import System
 
 SAME_ENERGY = 1e-3  # eV per atom
@@ -31,8 +34,26 @@ def duplicates(systems: Sequence[System]) -> list[Finding]:
     ]
 
 
+def _beside_training(train: Sequence[System], held: Sequence[System], name: str) -> list[Finding]:
+    """Frames of trajectories held out at random; of blocks in time only the borders are beside training frames."""
+    shared = {system.tags.get("trajectory") for system in held} & {system.tags.get("trajectory") for system in train} - {None}
+    if not shared:
+        return []
+    n_train, frames = len(train), [*train, *held]
+    beside = set[int]()
+    for line in in_time([frame if frame.tags.get("trajectory") in shared else replace(frame, tags={})
+                         for frame in frames]):
+        for one, other in (*pairwise(line), *pairwise(reversed(line))):
+            beside |= {one - n_train} if one >= n_train > other else set()
+    of_shared = sum(system.tags.get("trajectory") in shared for system in held)
+    hits = sorted(beside) if len(beside) > of_shared / 2 else []
+    return found("time-neighbors", "warning", held, hits, f"{name} structures next in time to training ones: their errors "
+                 "flatter, and what is calibrated on them (hold out blocks, or whole trajectories by --group-by trajectory)",
+                 "trajectory")
+
+
 def lint_splits(train: Sequence[System], validation: Sequence[System], test: Sequence[System] = ()) -> list[Finding]:
-    """Faults between the parts of a data set: structures in two parts, elements that training lacks.
+    """Faults between the parts of a data set: structures in two parts, neighbours in time, elements that training lacks.
 
     The same structure at another level of theory counts, too: its forces are nearly the same.
     """
@@ -43,6 +64,8 @@ def lint_splits(train: Sequence[System], validation: Sequence[System], test: Seq
         known = set(hashes[first])
         hits = [i for i, value in enumerate(hashes[second]) if value in known]
         findings += found("leakage", "error", parts[second], hits, f"{second} structures also in {first}", "positions")
+    for name in ("validation", "test"):
+        findings += _beside_training(train, parts[name], name)
     elements = {int(z) for system in train for z in system.numbers}
     for name in ("validation", "test"):
         unseen = [i for i, system in enumerate(parts[name]) if not elements.issuperset(system.numbers.tolist())]
