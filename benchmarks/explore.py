@@ -7,15 +7,14 @@ active arm. All are tested on a broad set that none has seen (dynamics from 300 
 bonds), and by dynamics at 600 K until something breaks: the structure, or the forces, by `LIMIT` against the truth, which is
 asked every 0.1 ps; velocities are drawn anew then. What is judged was settled beforehand, in trials with other seeds: the arm of
 one trajectory, what one does without a thought, and `LIMIT`; the other arm and lower limits stand beside it. Writes
-``benchmarks/records/explore.json`` after each seed; the same command goes on after a stop, and does no seed again that the record
-has.
+``benchmarks/records/explore.json`` after each arm; the same command goes on after a stop, and does none again that it has.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,17 +159,14 @@ def _force_error(potential: Trained, truth: Any, system: System, level: str) -> 
     return float(np.linalg.norm(found.forces - label.forces, axis=1).max())
 
 
-def one_seed(seed: int, folder: Path) -> dict[str, Any]:
-    """Errors, dynamics and costs of each arm."""
-    test = broad(folder / "broad")
-    potential, cost = asked(seed, folder / f"active-{seed}")
-    arms: dict[str, Any] = {
-        ACTIVE: _judged(potential, test) | {"md": failures(potential, folder / f"active-{seed}")} | cost}
-    for name, (temperatures_K, n_replicas) in PLAIN.items():
-        place = folder / f"{name.replace(' ', '-')}-{seed}"
-        potential, own = plain(temperatures_K, n_replicas, seed, int(cost["n_labels"]), cost["flops"], place)
-        arms[name] = _judged(potential, test) | {"md": failures(potential, place)} | own
-    return {"arms": arms, "test": hash_systems(test), "n_test": len(test)}
+def one_arm(name: str, seed: int, done: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Errors, dynamics and costs of an arm; others have as many labels and FLOPs as the active one, which is ``done``."""
+    test, place = broad(folder / "broad"), folder / f"{name.replace(' ', '-')}-{seed}"
+    if name == ACTIVE:
+        potential, cost = asked(seed, place)
+    else:
+        potential, cost = plain(*PLAIN[name], seed, int(done[ACTIVE]["n_labels"]), done[ACTIVE]["flops"], place)
+    return _judged(potential, test) | {"md": failures(potential, place), "test": hash_systems(test), "n_test": len(test)} | cost
 
 
 def main() -> None:
@@ -182,22 +178,20 @@ def main() -> None:
     settings = {**SETTINGS, "plain": PLAIN, "broad_K": BROAD_K, "n_broad": N_BROAD,
                 "md": {"temperature_K": MD_K, "time_ps": MD_PS, "n": N_MD, "piece_ps": PIECE_PS, "limit_eV_A": LIMIT}}
     seeds = known_runs(path, hash_json(settings))
-    for seed in options.seeds:
-        if str(seed) not in seeds:
-            made = one_seed(seed, WORK / "explore") | {"made_by": made_by}
-            seeds = {**known_runs(path, hash_json(settings)), str(seed): made}  # others may have been made meanwhile
-            arms = [each["arms"] for each in seeds.values()]
-            result = {"seeds": seeds, "active_over": {name: _ratios(arms, name) for name in arms[0] if name != ACTIVE},
-                      "settings": settings, "threads": 1}
-            cost = watch.cost_with([arm for each in arms for arm in each.values()])
-            write_record(path, Record("explore", hash_json(settings), result, cost, made_by))
-        for name, arm in seeds[str(seed)]["arms"].items():
+    for seed in map(str, options.seeds):
+        for name in (ACTIVE, *PLAIN):
+            if name not in seeds.get(seed, {}):
+                made = one_arm(name, int(seed), seeds.get(seed, {}), WORK / "explore") | {"made_by": made_by}
+                seeds = known_runs(path, hash_json(settings))  # others may have been made meanwhile
+                seeds.setdefault(seed, {})[name] = made
+                result = {"seeds": seeds, "active_over": _ratios(seeds), "settings": settings, "threads": 1}
+                cost = watch.cost_with([arm for each in seeds.values() for arm in each.values()])
+                write_record(path, Record("explore", hash_json(settings), result, cost, made_by))
+            arm = seeds[seed][name]
             print(f"seed {seed}, {name}: {arm['broad']['force_rmse_meV_A']:.1f} meV/Å; {arm['md']['n_failed']} of {N_MD} runs "
                   f"failed in {arm['md']['total_ps']:.1f} ps", flush=True)
-    arms = [each["arms"] for each in seeds.values()]
-    for name in arms[0]:
-        if name != ACTIVE:
-            print(f"active over {name}: {_ratios(arms, name)}")
+    for name, found in _ratios(seeds).items():
+        print(f"active over {name}: {found}")
 
 
 def _judged(potential: Trained, test: list[System]) -> dict[str, Any]:
@@ -211,12 +205,19 @@ def _judged(potential: Trained, test: list[System]) -> dict[str, Any]:
             for name, errors in found.items()}
 
 
-def _ratios(seeds: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Errors of the active arm over those of the arm ``name``, the geometric mean over the seeds, and times to failure."""
-    errors = [[arms[each]["broad"]["force_rmse_meV_A"] for arms in seeds] for each in (ACTIVE, name)]
-    error = float(np.exp(np.log(errors[0]).mean() - np.log(errors[1]).mean()))
-    return {"error": error, **_times_to_failure(seeds, name, LIMIT),
-            "at_lower_limits": {f"{limit:g}": _times_to_failure(seeds, name, limit) for limit in LOWER_LIMITS}}
+def _ratios(seeds: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """By other arm: errors of the active one over its own, the geometric mean over the seeds that have both, and times to
+    failure.
+    """
+    found = dict[str, Any]()
+    for name in PLAIN:
+        both = [arms for arms in seeds.values() if ACTIVE in arms and name in arms]
+        if both:
+            errors = [[arms[each]["broad"]["force_rmse_meV_A"] for arms in both] for each in (ACTIVE, name)]
+            found[name] = {"error": float(np.exp(np.log(errors[0]).mean() - np.log(errors[1]).mean())), "n_seeds": len(both),
+                           **_times_to_failure(both, name, LIMIT),
+                           "at_lower_limits": {f"{limit:g}": _times_to_failure(both, name, limit) for limit in LOWER_LIMITS}}
+    return found
 
 
 def _until(run: dict[str, Any], limit: float) -> tuple[float, bool]:
