@@ -17,7 +17,6 @@ from sapis.pipeline.run import run
 from sapis.pipeline.workspace import RECORDS
 
 HELD_BLOCK = 5  # frames of a block in time that validates, at least: longer ones would be few, of one trajectory perhaps
-
 BREADTH = "breadth"  # folder of the run on cheap labels
 
 
