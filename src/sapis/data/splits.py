@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -207,6 +208,16 @@ def in_time(systems: Sequence[System]) -> list[list[int]]:
     times = [system.tags.get("time_fs") for system in systems]
     return [sorted(group, key=lambda i: float(times[i] or 0.0))
             if all(isinstance(times[i], int | float) for i in group) else group for group in groups.values()]
+
+
+def next_in_time(systems: Sequence[System], numbers: Collection[int]) -> set[int]:
+    """Indices of the frames just before or after one of ``numbers`` in their trajectory, see `in_time`."""
+    found = set[int]()
+    for line in in_time(systems):
+        for one, other in pairwise(line):
+            found |= {one} if other in numbers else set()
+            found |= {other} if one in numbers else set()
+    return found
 
 
 def _held_out(fraction: float, n_systems: int) -> int:

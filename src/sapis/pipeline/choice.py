@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from sapis.core.errors import DataError, ModelError
 from sapis.core.seeds import derive_seed, generator
-from sapis.data.splits import in_time, nested_order
+from sapis.data.splits import nested_order, next_in_time
 from sapis.data.system import System
 from sapis.generate.displacements import displaced
 from sapis.labelers.labeler import LabelerConfig
@@ -124,11 +123,7 @@ def _apart(systems: Sequence[System], numbers: np.ndarray, others: np.ndarray, n
     """Those of ``numbers`` that are not next in time to one of ``others`` of the same trajectory, and if they are fewer than
     ``n`` some that are. What validates a model is not to be nearly what it has learned from.
     """
-    near, of_others = set[int](), set(others.tolist())
-    for line in in_time(systems):
-        for one, next_one in itertools.pairwise(line):
-            near |= {one} if next_one in of_others else set()
-            near |= {next_one} if one in of_others else set()
+    near = next_in_time(systems, set(others.tolist()))
     is_apart = np.array([k not in near for k in numbers.tolist()], dtype=bool)
     return np.concatenate([numbers[is_apart], numbers[~is_apart][: max(0, n - int(is_apart.sum()))]])
 

@@ -233,13 +233,12 @@ def errors(model: Path, sets: Mapping[str, Sequence[System]], *, home: str = "")
     potential = load(model).potential
     found = {name: evaluate(potential, systems) for name, systems in sets.items()}
     if isinstance(potential, Uncertain):
-        posteriors = {name: potential.posterior(systems) for name, systems in sets.items()}
-        for name, systems in sets.items():
-            own = posteriors.get(home, ()) if name != home else ()
-            if all(system.energy is None and system.forces is None for system in systems):
-                continue  # labels of stress alone
-            found[name]["uncertainty"] = assess(posteriors[name], systems, own=own, calibrations=potential.calibrations)
-            found[name]["parity"]["doubt"] = force_reliability(posteriors[name], systems)
+        posteriors = {name: potential.posterior(systems) for name, systems in sets.items()
+                      if any(system.energy is not None or system.forces is not None for system in systems)}  # not stress alone
+        for name, own in posteriors.items():
+            at_home = posteriors.get(home, ()) if name != home else ()
+            found[name]["uncertainty"] = assess(own, sets[name], own=at_home, calibrations=potential.calibrations)
+            found[name]["parity"]["doubt"] = force_reliability(own, sets[name])
     return found
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
 
 from ase.data import chemical_symbols
 
 from sapis.data.lint.finding import Finding, found
-from sapis.data.splits import in_time
+from sapis.data.splits import next_in_time
 from sapis.data.system import System
 
 SAME_ENERGY = 1e-3  # eV per atom
@@ -39,12 +37,8 @@ def _beside_training(train: Sequence[System], held: Sequence[System], name: str)
     shared = {system.tags.get("trajectory") for system in held} & {system.tags.get("trajectory") for system in train} - {None}
     if not shared:
         return []
-    n_train, frames = len(train), [*train, *held]
-    beside = set[int]()
-    for line in in_time([frame if frame.tags.get("trajectory") in shared else replace(frame, tags={})
-                         for frame in frames]):
-        for one, other in (*pairwise(line), *pairwise(reversed(line))):
-            beside |= {one - n_train} if one >= n_train > other else set()
+    n_train = len(train)
+    beside = [k - n_train for k in next_in_time([*train, *held], range(n_train)) if k >= n_train]
     of_shared = sum(system.tags.get("trajectory") in shared for system in held)
     hits = sorted(beside) if len(beside) > of_shared / 2 else []
     return found("time-neighbors", "warning", held, hits, f"{name} structures next in time to training ones: their errors "
