@@ -254,6 +254,9 @@ def test_a_block_that_names_some_settings_keeps_the_defaults_of_the_others(tmp_p
     ({"cpu_seconds": 0.01}, 1, "are spent")])
 def test_other_reasons_to_stop(tmp_path: Path, rule: dict[str, float], n_models: int, words: str) -> None:
     write_pool(tmp_path / "run" / "pool.extxyz", 90)
+    pool = read_systems(tmp_path / "run" / "pool.extxyz")
+    crushed = [replace(system, positions=0.4 * system.positions) for system in pool[:5]]  # whatever the model says
+    write_systems(tmp_path / "run" / "pool.extxyz", pool + crushed)
     found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", rounds=5, stop=rule))
     assert len(found.rounds) == n_models and words in found.reason
 
@@ -389,6 +392,16 @@ def test_few_frames_and_labels_of_stress_alone_are_judged(finished: Path) -> Non
     bulk = replace(frames[0], energy=None, forces=None, cell=20 * np.eye(3), pbc=np.ones(3, dtype=bool), stress=np.zeros((3, 3)))
     found = errors(finished / "model.sapis", {"home": frames, "stress": [bulk, bulk]}, home="home")
     assert "uncertainty" in found["home"] and "uncertainty" not in found["stress"]
+
+
+def test_a_run_says_before_its_training_that_nothing_can_be_calibrated(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "cluster.xyz", Icosahedron("Cu", 2))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({
+        "system": {"file": "cluster.xyz"}, "output": "out", "labeler": {"name": "emt"}, "temperatures_K": [300],
+        "hot_temperature_K": None, "budget": {"labels": 20, "cpu_seconds": 60}, "uncertainty": {"method": "distance"},
+        "candidates": {"n_replicas": 3, "equilibration_fs": 20, "decorrelation_fs": 5}, "workers": 1}))
+    ending = sapis("run", tmp_path / "recipe.yaml")
+    assert ending.code == 2 and "to calibrate an uncertainty" in ending.text and not (tmp_path / "out" / "training").exists()
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 
 from command import sapis
 from sapis.api import load, save
+from sapis.core.config import parse_config
 from sapis.core.errors import ConfigError, DataError, ModelError, SimulationError, TrainingError
 from sapis.core.seeds import derive_seed
 from sapis.data.formats import read_systems
@@ -30,17 +31,19 @@ from sapis.model.last_layer import LastLayer, last_weights
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline.members import trained_members
 from sapis.potential.biased import BiasedCalculator
-from sapis.potential.calibration import LEVELS, Calibration
+from sapis.potential.calibration import LEVELS, Calibration, least_stated
 from sapis.potential.posterior import Posterior, UncertainPotential
 from sapis.potential.prediction import Prediction
 from sapis.simulate.md import run_nve
-from sapis.simulate.sampling import CandidatesConfig, Trajectory, simulate
+from sapis.simulate.sampling import CandidatesConfig, Trajectory, ended_in_doubt, simulate
 from sapis.so3.rotations import random_rotation
 from sapis.testing.posteriors import check_posterior
 from sapis.training.config import TrainingConfig
 from sapis.training.loop import Training, _Dropped
 from sapis.training.loss import loss
+from sapis.uncertainty import one_model
 from sapis.uncertainty.assess import assess, calibrate
+from sapis.uncertainty.config import UncertaintyConfig
 from sapis.uncertainty.distance import Distance
 from sapis.uncertainty.dropout import Dropout
 from sapis.uncertainty.ensemble import Ensemble
@@ -154,6 +157,16 @@ def test_atoms_that_no_member_has_a_force_on_do_not_spoil_their_element(n: int) 
                            groups=np.ones(600 + n, dtype=int), with_power=True)
     assert found.power == pytest.approx(1.0, abs=0.05) and found.factors[1] == pytest.approx(1.0, rel=0.1)
     assert found.quantiles[0.95] == pytest.approx(chi.ppf(0.95, 3), rel=0.1)
+
+
+def test_one_wild_deviation_does_not_spoil_the_others() -> None:
+    errors, stds = 0.05 * np.stack(planted(3))[:, :900]
+    wild = np.append(errors, 100.0), np.append(stds, 500.0)
+    found = Calibration.of(*wild, 3)
+    assert found.bounds(found.corrected(stds), 0.9) == pytest.approx(chi.ppf(0.9, 3) * stds, rel=0.1)
+    assert least_stated(wild[1]) < stds.min(), "scores are of what is stated"
+    with pytest.raises(DataError, match="with a deviation"):
+        Calibration.of(np.ones(6), np.array([1e-9, 1e-9, 1e-9, 1e-9, 1.0, 1.0]), 1)
 
 
 def test_quantiles_hold_whatever_the_distribution() -> None:
@@ -271,6 +284,8 @@ def test_one_model_knows_its_doubt_and_keeps_it_in_its_file(
     plain.calibrations = calibrate(plain.posterior(systems), systems)
     save(tmp_path / "model.sapis", plain, {})
     again = load(tmp_path / "model.sapis")
+    n_weights = sum(weight.numel() for weight in again.potential.parameters())  # type: ignore[union-attr]
+    assert f"{n_weights:,} parameters" in sapis("info", tmp_path / "model.sapis").text
     far = replace(water(), positions=1.3 * water().positions)
     known, other = plain.posterior([systems[0], far]), again.potential.posterior([systems[0], far])  # type: ignore[union-attr]
     for one, two in zip(known, other, strict=True):
@@ -331,6 +346,9 @@ class Faulty:
     (lambda found, n: replace(found, mean=replace(found.mean, energy=found.mean.energy + 1e-6)), "mean"),
     (lambda found, n: replace(found, force_covariance=-found.force_covariance), "covariance_is_one"),
     (lambda found, n: replace(found, energy_variance=-1.0), "covariance_is_one"),
+    (lambda found, n: replace(found, mean=replace(found.mean, forces=np.nan * found.mean.forces)), "mean"),
+    (lambda found, n: replace(found, force_covariance=np.nan * found.force_covariance), "covariance_is_one"),
+    (lambda found, n: replace(found, force_covariance=np.nan * found.force_covariance), "covariance_turns"),
 ])
 def test_a_planted_fault_of_a_posterior_is_caught(
         members: list[TransformerPotential], fault: Callable[..., Posterior], caught_by: str) -> None:
@@ -433,8 +451,37 @@ def test_a_bias_draws_dynamics_to_what_is_not_known(members: list[TransformerPot
     frames, ending = simulate(plan, driver, how.model_copy(update={"max_uncertainty_eV_A": limit, "bias": 0.5}), 1)
     assert ending and "uncertain" in ending and 0 < len(frames) < 20
     assert doubtful.posterior(frames[-1:])[0].force_std.max() > limit
+    assert ended_in_doubt(ending) and not ended_in_doubt("stopped after 5 fs: forces of 200 eV/Å at 1e4 K; 3 of 20 frames kept")
     with pytest.raises(ConfigError, match="knows its doubt"):
         simulate(plan, LabelerConfig(name="lj"), how.model_copy(update={"bias": 0.5}), 1)
+
+
+def test_an_evidential_model_leaves_alone_what_is_not_its_own(members: list[TransformerPotential]) -> None:
+    found = Evidential.fitted(members[0], labelled_by(members[0]))
+    torch.manual_seed(0)
+    again = Evidential.from_settings(found.settings())
+    assert float(torch.rand(1)) == pytest.approx(0.4963, abs=1e-4), "numbers at random of others"
+    moved = found.with_precision("float32").to("meta")
+    assert all(weight.device.type == "cpu" for weight in found.networks.parameters())
+    assert {weight.device.type for weight in moved.parameters()} == {"meta"} and isinstance(again, Evidential)
+
+
+def test_labelled_frames_are_found_between_others(members: list[TransformerPotential], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_model, "N_TO_FIT", 4)
+    systems = [system for each in labelled_by(members[0])[:4] for system in (each.without_labels(), each)]
+    assert len(one_model.with_labels(systems)) == 4
+    with pytest.raises(DataError, match="8 without"):
+        one_model.with_labels([system.without_labels() for system in systems])
+
+
+def test_settings_that_a_method_does_not_use_are_refused() -> None:
+    for wrong in ({"method": "laplace", "members": 64}, {"method": "distance", "dropout": 0.1}):
+        with pytest.raises(ConfigError, match="with method"):
+            parse_config(UncertaintyConfig, wrong, where="settings")
+    dropout = UncertaintyConfig(method="dropout", dropout=0.2)
+    assert dropout.trained_with(TrainingConfig()).dropout == dropout.trained_with(TrainingConfig(dropout=0.2)).dropout == 0.2
+    with pytest.raises(ConfigError, match="one dropout"):
+        dropout.trained_with(TrainingConfig(dropout=0.3))
 
 
 def test_the_evidential_loss_is_the_likelihood_of_students_distribution() -> None:
@@ -502,8 +549,9 @@ def test_a_training_with_uncertainty(tmp_path: Path, method: str) -> None:
                if set(system.numbers) <= {1, 6, 7, 8} and (system.charge, system.spin) == (0, 1)]
     write_systems(tmp_path / "data.extxyz", systems[:-10])
     write_systems(tmp_path / "test.extxyz", systems[-10:])
+    members = "" if method == "distance" else ", members: 2"
     (tmp_path / "settings.yaml").write_text("model: {preset: nano, n_layers: 1}\n"
-                                            f"uncertainty: {{method: {method}, members: 2}}\n")
+                                            f"uncertainty: {{method: {method}{members}}}\n")
     command = ("train", tmp_path / "data.extxyz", "--output", tmp_path / "out", "--config", tmp_path / "settings.yaml",
                "--epochs", "1", "--n-validation", "10", "--test", tmp_path / "test.extxyz")
     assert sapis(*command).code in (0, 1)
@@ -561,7 +609,8 @@ def test_dynamics_stop_where_a_force_is_too_uncertain(members: list[TransformerP
     assert sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *command, "--stop-above", "1e9").code == 0
     (tmp_path / "stopped.extxyz").unlink()
     warned = sapis("md", tmp_path / "model.sapis", tmp_path / "broken.extxyz", *command, "--warn-above", str(2 * usual))
-    assert warned.code == 0 and "warning: at " in warned.text and (tmp_path / "stopped.extxyz").exists()
+    assert warned.code == 0 and "warning: at " in warned.text
+    assert read_systems(tmp_path / "stopped.extxyz")[0].tags["reason"] == f"uncertain by more than {2 * usual:g} eV/Å"
     both = sapis("md", tmp_path / "model.sapis", tmp_path / "start.extxyz", *command, "--warn-above", "1", "--stop-above", "1")
     assert both.code != 0 and "either" in both.text
     biased = ("--bias", "0.3", "--time-ps", "0.01")

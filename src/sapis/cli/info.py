@@ -42,9 +42,10 @@ def _show(path: Path, is_json: bool) -> None:
         everything = {"architecture": bundle.architecture, "settings": settings, "units": UNITS, "card": card}
         typer.echo(json.dumps(everything, indent=1))
         return
+    tables = settings.get("shapes", {})  # of what knows its doubt: nothing of them was trained
+    n_parameters = sum(tensor.numel() for name, tensor in bundle.weights.items() if name not in tables)
     # Of what knows its doubt, the settings of a model in it.
     settings = settings.get("members", [settings.get("potential", settings)])[0]
-    n_parameters = sum(tensor.numel() for tensor in bundle.weights.values())
     typer.echo(f"architecture     {bundle.architecture}, {n_parameters:,} parameters, {settings['precision']}")
     typer.echo(f"elements         {' '.join(chemical_symbols[z] for z in settings['elements'])}")
     for name, values in settings.get("conditions", {}).items():

@@ -80,7 +80,9 @@ def md(
         write_json(output, record)
     if trace.uncertain_at is not None:
         where = replace(system.without_labels(), positions=trace.uncertain_at.positions)
-        write_systems(stopped, [where.with_tags(reason=trace.reason or f"{UNCERTAIN} by more than {limit:g} eV/Å")])
+        # What goes on may end later, for another reason.
+        reason = trace.reason if stop_above is not None else f"{UNCERTAIN} by more than {limit:g} eV/Å"
+        write_systems(stopped, [where.with_tags(reason=reason)])
         if stop_above is None:
             typer.echo(f"warning: at {trace.n_uncertain} steps a force was more uncertain than {limit:g} eV/Å; the first such "
                        f"structure is in {stopped}")

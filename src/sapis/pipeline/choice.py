@@ -26,6 +26,7 @@ from sapis.uncertainty.select import in_common_units, points_of, select
 from sapis.uncertainty.uncertain import Uncertain
 
 ASKED, RANDOM, CONTROL = "asked", "random", "control"  # arms: values of the tag `arm`
+TOO_CLOSE = "atoms too close"  # why a candidate is left out, whatever the model says of it
 MIN_HELD = 10  # frames that validate from the start on: fewer calibrate nothing, and the labels of some may fail
 
 
@@ -141,7 +142,7 @@ def worth_a_label(recipe: ActiveRecipe, candidates: Sequence[System], chosen: Se
     each_once = {system.structure_hash(): system for system in candidates}
     fresh = [system for key, system in each_once.items() if key not in seen]
     found, left_out = [system for system in fresh if not has_close_contact(system)], dict[str, int]()
-    left_out["atoms too close"] = len(fresh) - len(found)
+    left_out[TOO_CLOSE] = len(fresh) - len(found)
     if potential is not None:
         known = [system for system in found if is_known(potential, system)]
         inside = _within_limits(recipe, known, labelled, potential)

@@ -33,7 +33,7 @@ from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import isolated_atom_energies, label_at
 from sapis.pipeline.active_config import ActiveRecipe
-from sapis.pipeline.choice import ASKED, CONTROL, RANDOM, NothingToAsk, choose, explored, is_known, worth_a_label
+from sapis.pipeline.choice import ASKED, CONTROL, RANDOM, TOO_CLOSE, NothingToAsk, choose, explored, is_known, worth_a_label
 from sapis.pipeline.delta import CheapLabels, correct
 from sapis.pipeline.label import executor_of
 from sapis.pipeline.learning import learning_curves, train_control, train_round
@@ -43,6 +43,7 @@ from sapis.potential.calibration import MIN_ERRORS
 from sapis.potential.posterior import Posterior
 from sapis.report.active import ActiveStory, write_active_report
 from sapis.simulate.candidates import dynamics_cost
+from sapis.simulate.sampling import ended_in_doubt
 from sapis.simulate.structures import load_structure
 from sapis.uncertainty.assess import require_enough
 from sapis.uncertainty.stopping import enough
@@ -241,8 +242,10 @@ class _Run:
 
         def fresh() -> tuple[list[Posterior], int]:
             systems, left_out = self._fresh(number)
-            endings = self.past.rounds[number]["candidates"].result["endings"]
-            return potential.posterior(systems), sum(left_out.values()) + len(endings)
+            # Structures of a pool are no doing of the model; and of a trajectory that was too uncertain the last frame is judged.
+            beyond = sum(n for why, n in left_out.items() if not (self.recipe.pool and why == TOO_CLOSE))
+            endings = self.past.rounds[number]["candidates"].result["endings"].values()
+            return potential.posterior(systems), beyond + sum(not ended_in_doubt(ending) for ending in endings)
 
         return enough(self.recipe.stop, [record.result["n_train"] for record in self.past.models], errors, fresh,
                       potential.calibrations["forces"])

@@ -27,6 +27,7 @@ from sapis.pipeline.workspace import Workspace
 from sapis.report.page import write_report
 from sapis.report.story import Report
 from sapis.training.fit import new_potential
+from sapis.uncertainty.assess import require_enough
 from sapis.uncertainty.config import UncertaintyConfig
 
 N_SHOWN_STRUCTURES = 12
@@ -93,6 +94,8 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
         "data", settings("split", "hot_temperature_K", "seed") | labelled.result["files"], names,
         lambda: steps.data(recipe, work.path("labels.extxyz"), work.folder),
     )
+    if recipe.uncertainty.method != "none" or recipe.active is not None:
+        require_enough(steps.read_parts(work.folder)["validation"])
     changes: dict[str, Any] = {"cpu_seconds": None if recipe.auto else recipe.budget.cpu_seconds, "seed": recipe.seed}
     training = recipe.uncertainty.trained_with(recipe.training.model_copy(update=changes))
     isolated = {int(z): value for z, value in labelled.result["isolated"].items()}

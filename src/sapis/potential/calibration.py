@@ -26,7 +26,7 @@ LEVELS = (0.5, 0.9, 0.95)
 POWERS = (1.0, 3.0)
 POWER_SPREAD = 0.5  # of a Gaussian around 1 that holds the power where frames are few
 TINY = 1e-12
-LEAST = 1e-3  # see `least_stated`
+LEAST, LARGE = 1e-3, 0.95  # see `least_stated`
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Calibration:
             with_power: find a power; it is 1 otherwise.
 
         Raises:
-            DataError: too few errors.
+            DataError: too few errors, or too few that a deviation is stated for.
         """
         errors, stds = np.asarray(errors, dtype=float), np.asarray(stds, dtype=float)
         if len(errors) < MIN_ERRORS:
@@ -67,6 +67,9 @@ class Calibration:
         stds, frames = np.maximum(stds, TINY), np.arange(len(errors)) if frames is None else np.asarray(frames)
         typical, n_frames = float(np.sqrt(np.mean(stds**2))), len(np.unique(frames))
         is_stated = stds >= least_stated(stds)
+        if is_stated.sum() < MIN_ERRORS:
+            raise DataError(expected=f"at least {MIN_ERRORS} errors with a deviation to calibrate on",
+                            received=str(is_stated.sum()), where="calibration", todo="hold out more frames")
 
         def most_likely(power: float) -> tuple[dict[int | None, float], np.ndarray]:
             now = _raised(stds, typical, power)
@@ -120,9 +123,10 @@ class Calibration:
 
 def least_stated(stds: np.ndarray) -> float:
     """Smaller ones of ``stds`` ``(n,)`` are of what has no force in any member, an atom without neighbours or at a place of
-    symmetry: `LEAST` of the median of those that are not much smaller than the largest. They tell no factor.
+    symmetry: `LEAST` of the median of those that are not much smaller than the `LARGE` quantile. They tell no factor. (Not than
+    the largest: one atom that something went wrong with would make all others small.)
     """
-    return LEAST * float(np.median(stds[stds >= LEAST * stds.max()]))
+    return LEAST * float(np.median(stds[stds >= LEAST * np.quantile(stds, LARGE, method="lower")]))
 
 
 def _raised(stds: np.ndarray, typical: float, power: float) -> np.ndarray:

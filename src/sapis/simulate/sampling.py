@@ -33,6 +33,7 @@ MAX_HEATING = 10.0
 # Shortest distance of a rattled structure, in sums of covalent radii.
 CLOSE_CONTACT = 0.6
 MAX_REJECTIONS = 200
+_STOPPED = "stopped after "  # how endings begin of trajectories that were not lost
 
 
 class CandidatesConfig(Config):
@@ -175,7 +176,12 @@ def simulate(
     if not problem:
         return frames, None
     kept = f"{len(frames)} of {plan.n_frames} frames kept"
-    return frames, f"stopped after {dynamics.nsteps * config.timestep_fs:g} fs: {problem}; {kept}"
+    return frames, f"{_STOPPED}{dynamics.nsteps * config.timestep_fs:g} fs: {problem}; {kept}"
+
+
+def ended_in_doubt(ending: str) -> bool:
+    """Whether a trajectory with this ``ending`` went beyond ``max_uncertainty_eV_A``."""
+    return ending.startswith(_STOPPED) and ending.partition(": ")[2].startswith(UNCERTAIN)
 
 
 def _doubtful(calculator: object, config: CandidatesConfig) -> Any:

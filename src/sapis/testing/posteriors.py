@@ -67,7 +67,7 @@ def batching(potential: UncertainPotential, systems: Sequence[System], rng: np.r
 def mean(potential: UncertainPotential, systems: Sequence[System], rng: np.random.Generator) -> Check:
     """`predict` gives the means of `posterior`."""
     pairs = zip(potential.predict(systems), potential.posterior(systems), strict=True)
-    errors = [max(abs(one.energy - found.mean.energy) / len(one.forces), float(np.abs(one.forces - found.mean.forces).max()))
+    errors = [_largest(abs(one.energy - found.mean.energy) / len(one.forces), np.abs(one.forces - found.mean.forces).max())
               for one, found in pairs]
     return judged("mean", errors, tolerances.EQUIVARIANCE, potential, "what is predicted is the mean of the posterior")
 
@@ -77,9 +77,11 @@ def positive(potential: UncertainPotential, systems: Sequence[System], rng: np.r
     errors = []
     for found in potential.posterior(systems):
         matrices, size = found.force_covariance, _size(found)
+        if not np.isfinite(matrices).all():
+            errors.append(np.inf)
+            continue
         skew = np.abs(matrices - matrices.transpose(0, 2, 1)).max() / size
-        errors.append(max(float(skew), -float(np.linalg.eigvalsh(matrices).min()) / size,
-                          0.0 if found.energy_variance >= 0 else np.inf))
+        errors.append(_largest(skew, -np.linalg.eigvalsh(matrices).min() / size, 0.0 if found.energy_variance >= 0 else np.inf))
     return judged("covariance_is_one", errors, tolerances.POSTERIOR, potential,
                   "covariances are symmetric, and nothing has a negative variance")
 
@@ -119,5 +121,10 @@ def _error(got: Posterior, expected: Posterior) -> float:
     """The larger of the relative errors of the energy variance and of the covariances."""
     if got.force_covariance.shape != expected.force_covariance.shape:
         return np.inf
-    return max(abs(got.energy_variance - expected.energy_variance) / max(expected.energy_variance, TINY),
-               float(np.abs(got.force_covariance - expected.force_covariance).max()) / _size(expected))
+    return _largest(abs(got.energy_variance - expected.energy_variance) / max(expected.energy_variance, TINY),
+                    np.abs(got.force_covariance - expected.force_covariance).max() / _size(expected))
+
+
+def _largest(*errors: float) -> float:
+    """NaN, if one is."""
+    return float(np.max(errors))

@@ -7,6 +7,7 @@ stays as it was trained, and the networks read what its last linear maps read.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,19 +35,18 @@ class Evidential(OneModel):
     Args:
         scales: what features are divided by, ``(features,)`` float64.
         units: typical errors of forces and of energies, eV/Å and eV, ``(2,)`` float64.
-        networks: trained ones; default: fresh ones.
+        networks: trained ones; default: fresh ones by ``seed``.
     """
 
     name = "evidential"
 
     def __init__(self, potential: TransformerPotential, scales: torch.Tensor, units: torch.Tensor, *,
-                 networks: nn.ModuleDict | None = None, calibrations: Mapping[str, Calibration] | None = None) -> None:
+                 networks: nn.ModuleDict | None = None, calibrations: Mapping[str, Calibration] | None = None,
+                 seed: int = 0) -> None:
         super().__init__(potential, calibrations)
         self.register_buffer("scales", scales)
         self.register_buffer("units", units)
-        self.networks = networks or nn.ModuleDict({target: nn.Sequential(
-            nn.Linear(len(scales), N_HIDDEN, dtype=torch.float64), nn.SiLU(), nn.Linear(N_HIDDEN, 3, dtype=torch.float64),
-        ) for target in ("forces", "energy")})
+        self.networks = networks or _fresh(len(scales), seed)
 
     @classmethod
     def fitted(cls, potential: TransformerPotential, systems: Sequence[System], *, seed: int = 0) -> Evidential:
@@ -56,10 +56,9 @@ class Evidential(OneModel):
             DataError: none with energy and forces.
         """
         known = _Errors.of(potential, systems)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "evidence"))
-            found = cls(potential, known.features.square().mean(0).sqrt().clamp_min(1e-9),
-                        torch.stack([each.square().mean().sqrt().clamp_min(1e-9) for each in (known.forces, known.energies)]))
+        found = cls(potential, known.features.square().mean(0).sqrt().clamp_min(1e-9),
+                    torch.stack([each.square().mean().sqrt().clamp_min(1e-9) for each in (known.forces, known.energies)]),
+                    seed=seed)
         optimizer = torch.optim.Adam(found.networks.parameters(), lr=RATE)
         forces, energies = known.forces / found.get_buffer("units")[0], known.energies / found.get_buffer("units")[1]
         for _ in range(N_STEPS):
@@ -90,7 +89,15 @@ class Evidential(OneModel):
     def with_precision(self, precision: str) -> Evidential:
         """A copy that computes in ``precision``; its networks are float64 always."""
         return Evidential(self.potential.with_precision(precision), self.get_buffer("scales"), self.get_buffer("units"),
-                          networks=self.networks, calibrations=self.calibrations)
+                          networks=copy.deepcopy(self.networks), calibrations=self.calibrations)
+
+
+def _fresh(n_features: int, seed: int) -> nn.ModuleDict:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "evidence"))
+        return nn.ModuleDict({target: nn.Sequential(
+            nn.Linear(n_features, N_HIDDEN, dtype=torch.float64), nn.SiLU(), nn.Linear(N_HIDDEN, 3, dtype=torch.float64),
+        ) for target in ("forces", "energy")})
 
 
 def variance(evidence: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ def uncertain(model: TransformerPotential, config: UncertaintyConfig, train: Seq
     if config.method == "ensemble":
         found = Ensemble([model, *others()])
     elif config.method == "dropout":
-        found = Dropout(model, config.dropout, config.n_members, seed)
+        found = Dropout(model, config.rate, config.n_members, seed)
     elif config.method == "shallow":
         found = Shallow.fitted(model, train, members=config.n_members, seed=seed)
     elif config.method == "evidential":

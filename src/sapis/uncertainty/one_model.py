@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -113,12 +114,15 @@ def evenly(systems: Sequence[System]) -> list[System]:
 
 
 def with_labels(systems: Sequence[System]) -> list[System]:
-    """Those that have energy and forces, of `evenly`.
+    """Those that have energy and forces, of `evenly`, or if these have none the first `N_TO_FIT` of all.
 
     Raises:
         DataError: none has.
     """
-    found = [system for system in evenly(systems) if system.energy is not None and system.forces is not None]
+    def labelled(some: Iterable[System]) -> Iterator[System]:
+        return (system for system in some if system.energy is not None and system.forces is not None)
+
+    found = list(labelled(evenly(systems))) or list(islice(labelled(systems), N_TO_FIT))
     if not found:
         raise DataError(expected="training frames with energies and forces", received=f"{len(systems)} without",
                         where="uncertainty", todo="give labelled frames")
