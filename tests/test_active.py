@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from sapis.data.splits import is_of_new_kind
 from sapis.data.store import Store
 from sapis.data.system import System
 from sapis.pipeline.active import _known, active
-from sapis.pipeline.active_config import ActiveRecipe, read_active_recipe
+from sapis.pipeline.active_config import OF_DYNAMICS, ActiveRecipe, read_active_recipe
 from sapis.pipeline.choice import _apart
 from sapis.pipeline.learning import _errors
 from sapis.pipeline.rounds import _held_of_known_kind
@@ -62,6 +63,21 @@ class Dear(Fragile):
         self.results["free_energy"] = self.results["energy"]
 
 
+class FailsLater(EMT):
+    """Fails for what was asked for in the first round."""
+
+    def __init__(self, journal: str) -> None:
+        super().__init__()
+        self.chosen = Path(journal) / "round-01" / "chosen.extxyz"
+
+    def calculate(self, atoms: Any = None, *arguments: Any, **settings: Any) -> None:
+        if self.chosen.exists():
+            asked = [frame for frame in read_systems(self.chosen) if frame.tags["arm"] == "asked"]
+            if any(np.allclose(atoms.positions, frame.positions) for frame in asked if len(frame) == len(atoms)):
+                raise RuntimeError("does not like it")
+        super().calculate(atoms, *arguments, **settings)
+
+
 class Stiffer(Dear):
     """Another method: a thousand eV away, and with a pull to the centre."""
 
@@ -82,6 +98,9 @@ def recipe(folder: Path, **changes: object) -> ActiveRecipe:
         "n_per_round": 10, "n_candidates": 40, "temperatures_K": [300, 900], "strategy": "largest",
         "candidates": {"n_replicas": 2, "equilibration_fs": 20, "rattle_fraction": 0.0}, "workers": 1,
         "model": {"preset": "nano", "n_layers": 1, "cutoff": 4.0}, "training": {"epochs": 5, "validations": 2, "warmup_steps": 5}}
+    unused = {"pool": OF_DYNAMICS, "start": {"model"}, "data": {"n_start"}}
+    for name in {name for given in unused.keys() & changes.keys() for name in unused[given]}:
+        values.pop(name, None)
     (folder / "active.yaml").write_text(yaml.safe_dump({**values, **changes}))
     return read_active_recipe(folder / "active.yaml")
 
@@ -206,6 +225,36 @@ def test_what_settles_a_step_is_in_its_record_and_an_empty_pool_ends_the_run(tmp
         active(recipe(tmp_path / "run", later_learning_rate=1e-4, **settings))
 
 
+@pytest.mark.slow
+def test_labels_of_another_recipe_are_not_bought_for_a_training_that_has_begun(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run" / "out")
+    n = len(Store(tmp_path / "run" / "out" / "labels.store"))
+    with pytest.raises(ConfigError, match="that asks for other labels"):
+        active(recipe(tmp_path / "run", strategy="diverse"))
+    assert len(Store(tmp_path / "run" / "out" / "labels.store")) == n
+
+
+@pytest.mark.slow
+def test_a_round_whose_labels_fail_or_that_finds_little_is_not_the_last(tmp_path: Path) -> None:
+    write_pool(tmp_path / "run" / "pool.extxyz", 33)
+    out = tmp_path / "run" / "out"
+    found = active(recipe(tmp_path / "run", system=None, pool="pool.extxyz", rounds=3, n_per_round=5, random_fraction=0.4,
+                          labeler={"name": "ase", "calculator": "test_active.FailsLater", "arguments": {"journal": str(out)}}))
+    labels = [read_json(out / "records" / f"round-{number:02d}-labels.json")["result"] for number in range(4)]
+    assert [len(each["failures"]) for each in labels] == [0, 3, 0, 0] and [each["n_labelled"] for each in labels] == [20, 2, 5, 3]
+    assert "round 1, 10 labels learned" not in found.reason and len(found.rounds) == 4
+    assert "does not like it" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_has_no_use_is_refused(tmp_path: Path) -> None:
+    for wrong, words in (({"pool": "pool.extxyz", "system": None, "n_candidates": 50}, "n_candidates with pool"),
+                         ({"start": "m.sapis", "model": {"preset": "tiny"}}, "model with m.sapis"),
+                         ({"data": "d.extxyz", "n_start": 50}, "n_start with d"), ({"validation": "v.extxyz"}, "data with valid"),
+                         ({"training": {"dropout": 0.3}, "uncertainty": {"method": "dropout"}}, "one dropout")):
+        with pytest.raises(ConfigError, match=words):
+            recipe(tmp_path / "run", **wrong)
+
+
 def test_rules_hold_where_they_should_and_not_where_they_should_not() -> None:
     rng = np.random.default_rng(0)
     stds = np.exp(rng.normal(np.log(0.05), 0.5, 4000))
@@ -266,7 +315,7 @@ def test_a_pool_and_a_model_to_begin_from(finished: Path, tmp_path: Path) -> Non
     folder = tmp_path / "run"
     write_pool(folder / "pool.extxyz")
     found = active(recipe(folder, system=None, pool="pool.extxyz", start=str(finished / "model.sapis"), rounds=1, n_start=20,
-                          model={}, strategy="random"))
+                          strategy="random"))
     assert len(found.rounds) == 2 and found.rounds[-1].result["n_train"] + found.rounds[-1].result["n_held"] == 30
     with pytest.raises(ConfigError, match="either a system or a pool"):
         recipe(tmp_path / "other", pool="pool.extxyz")
@@ -274,7 +323,7 @@ def test_a_pool_and_a_model_to_begin_from(finished: Path, tmp_path: Path) -> Non
     gold = [replace(each, numbers=np.full(len(each), 79)) for each in gold]
     write_systems(folder / "pool.extxyz", read_systems(folder / "pool.extxyz") + gold)
     with pytest.raises(ConfigError, match="1 of 61 others"):
-        active(recipe(folder, system=None, pool="pool.extxyz", start=str(finished / "model.sapis"), model={}, output="gold"))
+        active(recipe(folder, system=None, pool="pool.extxyz", start=str(finished / "model.sapis"), output="gold"))
     assert not (folder / "gold" / "labels.store").exists(), "before any label is bought"
 
 
@@ -333,9 +382,10 @@ def test_candidates_by_displacements_and_by_dynamics_with_a_bias(tmp_path: Path)
 
 @pytest.mark.slow
 def test_labelled_frames_to_begin_with(finished: Path, tmp_path: Path) -> None:
-    known = [frame for number in range(3) for frame in read_systems(finished / f"round-{number:02d}" / "labelled.extxyz")]
+    earlier = [frame for number in range(3) for frame in read_systems(finished / f"round-{number:02d}" / "labelled.extxyz")]
+    known = [replace(frame, tags={name: value for name, value in frame.tags.items() if name != "arm"}) for frame in earlier]
     (tmp_path / "run").mkdir()
-    write_systems(tmp_path / "run" / "known.extxyz", known)
+    write_systems(tmp_path / "run" / "known.extxyz", known + known[:5])  # each counts once
     found = active(recipe(tmp_path / "run", data="known.extxyz", rounds=1))
     first, last = (record.result["n_train"] + record.result["n_held"] for record in found.rounds)
     assert 30 <= first <= 40 and last == first + 10, "frames next in time to those held out may be left out"
@@ -351,6 +401,20 @@ def test_labelled_frames_to_begin_with(finished: Path, tmp_path: Path) -> None:
         assert all(there > here + 1 or one == other for (here, one), (there, other) in pairwise(places))
     with pytest.raises(TrainingError, match="another training"):  # another share of the same frames is another split
         active(recipe(tmp_path / "run", data="known.extxyz", rounds=1, random_fraction=0.5))
+    with_start = {"data": "known.extxyz", "start": str(finished / "model.sapis"), "rounds": 1, "output": "on"}
+    with pytest.raises(ConfigError, match="that the start has not learned from"):
+        active(recipe(tmp_path / "run", **with_start))
+    of_learned = [frame for frame in earlier if frame.tags["arm"] == "asked"]
+    write_systems(tmp_path / "run" / "learned.extxyz", [replace(frame, tags={}) for frame in of_learned])
+    write_systems(tmp_path / "run" / "held.extxyz", [frame for frame in earlier if frame.tags["arm"] == "random"])
+    write_systems(tmp_path / "run" / "earlier.extxyz", earlier)
+    apart = _known(recipe(tmp_path / "run", **with_start | {"data": "learned.extxyz", "validation": "held.extxyz"}))
+    again = _known(recipe(tmp_path / "run", **with_start | {"data": "earlier.extxyz"}))
+    hashes = [{arm: {frame.structure_hash() for frame in frames} for arm, frames in parts.items()} for parts in (apart, again)
+              if parts]
+    assert hashes[0] == hashes[1] and hashes[0]["asked"] == {frame.structure_hash() for frame in of_learned}
+    with pytest.raises(DataError, match="leakage"):
+        _known(recipe(tmp_path / "run", **with_start | {"data": "learned.extxyz", "validation": "learned.extxyz"}))
     write_systems(tmp_path / "run" / "known.extxyz", known[:12])
     with pytest.raises(DataError, match="at least 20 labelled frames"):
         active(recipe(tmp_path / "run", data="known.extxyz", output="few"))
@@ -362,8 +426,9 @@ def test_what_validates_is_of_kinds_that_the_model_learns(tmp_path: Path) -> Non
         atoms = Icosahedron("Cu", 2)
         atoms.symbols[0] = ("Ni", "Pd", "Ag", "Pt", "Au", "Al")[k // 10]
         atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
-        frame = System.from_atoms(atoms)
-        frames.append(replace(frame, energy=0.0, forces=np.zeros((len(atoms), 3))).with_tags(
+        atoms.calc = EMT()
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        frames.append(replace(System.from_atoms(atoms), energy=energy, forces=forces).with_tags(
             trajectory=str(k // 10), time_fs=float(k % 10), arm="random" if k < 15 else "asked"))
     (tmp_path / "run").mkdir()
     write_systems(tmp_path / "run" / "known.extxyz", frames)

@@ -35,7 +35,7 @@ from sapis.potential.calibration import LEVELS, Calibration, least_stated
 from sapis.potential.posterior import Posterior, UncertainPotential
 from sapis.potential.prediction import Prediction
 from sapis.simulate.md import run_nve
-from sapis.simulate.sampling import CandidatesConfig, Trajectory, ended_in_doubt, simulate
+from sapis.simulate.sampling import CandidatesConfig, Trajectory, simulate
 from sapis.so3.rotations import random_rotation
 from sapis.testing.posteriors import check_posterior
 from sapis.training.config import TrainingConfig
@@ -451,7 +451,6 @@ def test_a_bias_draws_dynamics_to_what_is_not_known(members: list[TransformerPot
     frames, ending = simulate(plan, driver, how.model_copy(update={"max_uncertainty_eV_A": limit, "bias": 0.5}), 1)
     assert ending and "uncertain" in ending and 0 < len(frames) < 20
     assert doubtful.posterior(frames[-1:])[0].force_std.max() > limit
-    assert ended_in_doubt(ending) and not ended_in_doubt("stopped after 5 fs: forces of 200 eV/Å at 1e4 K; 3 of 20 frames kept")
     with pytest.raises(ConfigError, match="knows its doubt"):
         simulate(plan, LabelerConfig(name="lj"), how.model_copy(update={"bias": 0.5}), 1)
 

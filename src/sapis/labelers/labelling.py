@@ -146,6 +146,13 @@ def labels_in(store: Store, systems: Sequence[System], config: LabelerConfig) ->
     return found
 
 
+def all_labelled(path: Path, systems: Sequence[System], config: LabelerConfig) -> bool:
+    """Whether the store at ``path`` knows what comes of each of ``systems`` by this method, a label or a failure."""
+    labeler = build_labeler(config)
+    with Store.at(path) as store, Journal(store, labeler.method, labeler.level) as journal:
+        return all(outcome is not None for outcome in journal.get([journal.key(system) for system in systems]))
+
+
 def label_at(path: Path, systems: Sequence[System], config: LabelerConfig, executor: Executor, *, limits: Limits | None = None,
              at_once: bool = False, is_quiet: bool = False) -> tuple[Labelling, list[System | Failure]]:
     """Label ``systems`` into the store at ``path``, which is made if it is not there: what was done, and what came of each.

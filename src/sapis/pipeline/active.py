@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from sapis.core.errors import DataError
+from collections.abc import Sequence
+
+from sapis.core.errors import ConfigError, DataError
 from sapis.core.records import Record, read_record
 from sapis.data.formats import read_systems
+from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.splits import is_of_new_kind, nested_order, split_in_time
 from sapis.data.system import System
 from sapis.labelers.build import build_labeler
 from sapis.pipeline.active_config import ActiveRecipe
-from sapis.pipeline.choice import ASKED, MIN_HELD, RANDOM, n_held_of
+from sapis.pipeline.choice import ASKED, CONTROL, MIN_HELD, RANDOM, n_held_of
 from sapis.pipeline.delta import CheapLabels
+from sapis.pipeline.label import executor_of
 from sapis.pipeline.recipe import Recipe
 from sapis.pipeline.rounds import ActiveOutcome, rounds
 from sapis.pipeline.run import run
@@ -26,8 +30,12 @@ def active(recipe: ActiveRecipe) -> ActiveOutcome:
     Raises:
         SapisError: bad input; all labels and models so far are kept.
     """
+    known = _known(recipe)
+    # What cannot label says so now, and not when cheap labels are made and learned from.
+    build_labeler(recipe.labeler)
+    executor_of(recipe.cluster, recipe.workers)
     begun, breadth, cheap = _broadened(recipe)
-    return rounds(begun, known=_known(recipe), breadth=breadth, cheap=cheap)
+    return rounds(begun, known=known, breadth=breadth, cheap=cheap)
 
 
 def _broadened(recipe: ActiveRecipe) -> tuple[ActiveRecipe, dict[str, Record], CheapLabels | None]:
@@ -50,20 +58,40 @@ def _broadened(recipe: ActiveRecipe) -> tuple[ActiveRecipe, dict[str, Record], C
 
 
 def _known(recipe: ActiveRecipe) -> dict[str, list[System]] | None:
-    """Labelled frames to begin with, in their arms; of trajectories what validates is blocks in time."""
+    """Labelled frames to begin with, each once, in their arms."""
     if recipe.data is None:
         return None
-    systems = read_systems(recipe.data, require=("energy", "forces"))
+    systems = _each_once(read_systems(recipe.data, require=("energy", "forces")))
+    if recipe.validation is not None:
+        train, held = systems, _each_once(read_systems(recipe.validation, require=("energy", "forces")))
+    elif all(system.tags.get("arm") in (ASKED, RANDOM, CONTROL) for system in systems):  # what validated goes on to
+        train = [system for system in systems if system.tags["arm"] != RANDOM]
+        held = [system for system in systems if system.tags["arm"] == RANDOM]
+    elif recipe.start is not None and not recipe.to_level:
+        raise ConfigError(expected="validation: labelled frames that the start has not learned from", received="none beside data",
+                          where=f"data: {recipe.data}", todo="name some: what it has learned from says nothing of its errors; "
+                          "labels of an earlier run (labelled.extxyz of its rounds) know which these are")
+    else:
+        train, held = _split(recipe, systems)
+    is_new = is_of_new_kind(held, train)
+    asked = [*train, *(system for system, new in zip(held, is_new, strict=True) if new)]
+    at_random = [system for system, new in zip(held, is_new, strict=True) if not new]
+    raise_on_errors(lint([*asked, *at_random]) + lint_splits(asked, at_random), waived=recipe.waive)
+    return {ASKED: asked, RANDOM: at_random}
+
+
+def _each_once(systems: Sequence[System]) -> list[System]:
+    return list({system.structure_hash(): system for system in reversed(systems)}.values())[::-1]
+
+
+def _split(recipe: ActiveRecipe, systems: list[System]) -> tuple[list[System], list[System]]:
+    """What is learned from and what validates: of trajectories blocks in time."""
     n, n_held = len(systems), n_held_of(recipe, len(systems))
     if n < 2 * MIN_HELD:
         raise DataError(expected=f"at least {2 * MIN_HELD} labelled frames to begin with, of which {MIN_HELD} validate",
                         received=str(n), where=f"data: {recipe.data}", todo="give more, or leave data out: they are made then")
     if any("trajectory" in system.tags for system in systems):
         split = split_in_time(systems, fractions=((n - n_held) / n, n_held / n, 0.0), min_block_gaps=HELD_BLOCK, seed=recipe.seed)
-        is_new = is_of_new_kind(split.validation, split.train)
-        held = list(zip(split.validation, is_new, strict=True))
-        return {ASKED: [*split.train, *(system for system, new in held if new)],
-                RANDOM: [system for system, new in held if not new]}
-    n_asked = n - n_held
+        return list(split.train), list(split.validation)
     order = nested_order(systems, recipe.seed)
-    return {ASKED: [systems[k] for k in order[:n_asked]], RANDOM: [systems[k] for k in order[n_asked:]]}
+    return [systems[k] for k in order[: n - n_held]], [systems[k] for k in order[n - n_held :]]

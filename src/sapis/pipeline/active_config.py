@@ -17,6 +17,7 @@ from sapis.simulate.sampling import CandidatesConfig
 from sapis.training.config import TrainingConfig
 from sapis.uncertainty.config import UncertaintyConfig
 
+OF_DYNAMICS = {"temperatures_K", "candidates", "n_candidates", "displaced_fraction"}  # nothing to a pool
 EPOCHS = 100  # of a training that names no end
 
 
@@ -62,6 +63,9 @@ class ActiveRecipe(RoundsConfig):
     output: Path = Field(description="folder of the run")
     labeler: LabelerConfig = LabelerConfig()
     data: Path | None = Field(None, description="labelled frames to begin with, in place of n_start new labels")
+    validation: Path | None = Field(
+        None, description="with data: others that validate, which start has not learned from; default: some of data")
+    waive: list[str] = Field([], description="rules of `sapis data lint` whose errors in data are accepted")
     start: Path | None = Field(None, description="model to begin from, of cheaper labels for example; default: a new one")
     breadth: BreadthConfig | None = Field(None, description="make that model first, from cheap labels")
     to_level: str = Field("", description="with start: a name for the level of theory of the labels, another than the model's")
@@ -74,7 +78,9 @@ class ActiveRecipe(RoundsConfig):
     control: bool = Field(False, description="train a second model on as many labels at random, to see what choosing brings: "
                           "twice the labels and the training")
     workers: int | None = Field(None, ge=1, description="processes for labels and trajectories; default: one a core")
-    cluster: ClusterConfig | None = Field(None, description="where labels are computed, if not on this machine")
+    cluster: ClusterConfig | None = Field(
+        None, description="where labels are computed, if not on this machine; dynamics are run here, those before the first "
+        "labels by their method, if there is no start and no breadth")
     seed: int = Field(0, ge=0, lt=2**63)
 
     @property
@@ -87,6 +93,11 @@ class ActiveRecipe(RoundsConfig):
     def _consistent(self) -> ActiveRecipe:
         if (self.system is None) == (self.pool is None):
             raise ValueError("either a system or a pool")
+        for given, unused in ((self.pool, OF_DYNAMICS), (self.start, {"model"}), (self.data, {"n_start"})):
+            if given and (named := sorted(unused & self.model_fields_set)):
+                raise ValueError(f"no {', '.join(named)} with {given}: it has no use there")
+        if self.validation and not self.data:
+            raise ValueError("data with validation: what is learned from first")
         self.require_bonds(self.system.smiles if self.system else None)
         if self.breadth and (self.start or self.system is None):
             raise ValueError("breadth with a system and without a start: it makes the model to begin from")
@@ -98,6 +109,7 @@ class ActiveRecipe(RoundsConfig):
             raise ValueError("either control or delta: the second model would go without the corrected labels")
         if self.training.seed != 0 or (self.breadth and self.breadth.delta and self.breadth.delta.seed != 0):
             raise ValueError("no seed under training or delta: a recipe gives it as seed")
+        self.uncertainty.trained_with(self.training)  # raises
         if self.uncertainty.method == "none":
             raise ValueError("an uncertainty among distance, laplace, shallow, evidential, dropout and ensemble")
         return self
@@ -114,7 +126,7 @@ def read_active_recipe(path: Path) -> ActiveRecipe:
     changes: dict[str, object] = {"output": path.parent / recipe.output, "labeler": recipe.labeler.relative_to(path.parent)}
     if recipe.breadth is not None:
         changes["breadth"] = recipe.breadth.model_copy(update={"labeler": recipe.breadth.labeler.relative_to(path.parent)})
-    for name in ("pool", "data", "start"):
+    for name in ("pool", "data", "validation", "start"):
         if (value := getattr(recipe, name)) is not None:
             changes[name] = path.parent / value
     if recipe.system is not None and recipe.system.file is not None:

@@ -40,9 +40,9 @@ def n_held_of(recipe: ActiveRecipe, n: int) -> int:
 
 
 def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, level: str, folder: Path,
-             ) -> tuple[list[System], dict[str, str]]:
-    """The candidates of round ``number``: the pool, or dynamics by ``driver`` and displacements; and why trajectories ended
-    early, by their names.
+             ) -> tuple[list[System], dict[str, str], int]:
+    """The candidates of round ``number``: the pool, or dynamics by ``driver`` and displacements; why trajectories ended early,
+    by their names; and how many frames were lost by that.
 
     Args:
         level: of theory, of their labels to be.
@@ -54,7 +54,7 @@ def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, level: st
     system, dynamics = recipe.system or SystemConfig(file=recipe.pool), recipe.candidates
     found = load_structure(system.smiles, system.file, system.charge, system.spin, n_conformers=dynamics.n_conformers,
                            seed=recipe.seed)
-    endings: dict[str, str] = {}
+    endings, n_lost = dict[str, str](), 0
     if recipe.system is not None:
         starts, n = found, recipe.n_candidates if number else max(2 * recipe.n_start, recipe.n_start + 10)
         n_displaced, seed = round(recipe.displaced_fraction * n), derive_seed(recipe.seed, "candidates", number)
@@ -62,6 +62,7 @@ def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, level: st
             dynamics = dynamics.without_doubt()
         found, endings = make_candidates(starts, driver, recipe.temperatures_K, n - n_displaced, dynamics, seed, folder,
                                          recipe.workers)
+        n_lost = n - n_displaced - len(found)
         found = [each.with_tags(trajectory=f"round-{number:02d}-{each.tags['trajectory']}") if "trajectory" in each.tags else each
                  for each in found]
         if n_displaced and system.smiles:
@@ -70,7 +71,7 @@ def explored(recipe: ActiveRecipe, number: int, driver: LabelerConfig, level: st
         raise NothingToAsk(expected="candidates", received=f"{len(found)}" + "".join(f"; {name}: {ending}" for name, ending in
                                                                                      list(endings.items())[:1]),
                            where=f"round {number}", todo="lower temperatures_K, or begin with more labels")
-    return [replace(each, level=level) for each in found], endings
+    return [replace(each, level=level) for each in found], endings, n_lost
 
 
 def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out: Mapping[str, int], learned: Sequence[System],
@@ -89,7 +90,8 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out:
         NothingToAsk: too few candidates that are new.
     """
     rng, n = generator(recipe.seed, "choice", number), recipe.n_per_round if number else recipe.n_start
-    n_random = max(1, round(recipe.random_fraction * n)) if number else n_held_of(recipe, n)
+    # There may be fewer candidates than that: those of a pool come to an end, and trajectories that break off leave a frame each.
+    n_random = max(1, round(recipe.random_fraction * min(n, len(fresh)))) if number else n_held_of(recipe, n)
     # Of a pool frames of earlier rounds may be next to those of this one; dynamics is new in each.
     old_learned, old_held = ([*learned, *control], held) if recipe.pool else ((), ())
     everything = [*fresh, *old_learned, *old_held]
@@ -105,7 +107,8 @@ def choose(recipe: ActiveRecipe, number: int, fresh: Sequence[System], left_out:
         why = "".join(f"; left out for {name}: {n_out}" for name, n_out in left_out.items() if n_out)
         raise NothingToAsk(expected=f"more than {n_random if number else n} candidates that are not labelled yet",
                            received=f"{len(fresh)}{why}", where=f"round {number}",
-                           todo="give a larger pool or more n_candidates, or fewer rounds")
+                           todo="give a larger pool or more n_candidates, or fewer rounds; where trajectories end early, lower "
+                           "temperatures_K or a higher max_uncertainty_eV_A")
     stds, compared = np.zeros(len(fresh)), np.zeros(0, dtype=int)
     if potential is not None:
         stds = np.array([one.force_std.max() for one in potential.posterior(fresh)])

@@ -104,6 +104,7 @@ class Recipe(Config):
             raise ValueError("another uncertainty than ensemble for a model that asks: it goes on from one")
         if self.active:
             self.active.require_bonds(self.system.smiles)
+        self.uncertainty.trained_with(self.training)  # raises
         if self.auto and self.uncertainty.method == "ensemble":
             raise ValueError("another uncertainty than ensemble for a model that grows: all its members would")
         return self

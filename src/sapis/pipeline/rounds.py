@@ -20,7 +20,7 @@ import torch
 from ase.data import chemical_symbols
 
 from sapis.api import Model, load, save
-from sapis.core.errors import ConfigError
+from sapis.core.errors import ConfigError, LabelerError
 from sapis.core.files import hash_file
 from sapis.core.memory import keep_freed_memory
 from sapis.core.records import Record
@@ -31,7 +31,7 @@ from sapis.evaluate.errors import evaluate
 from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import isolated_atom_energies, label_at
+from sapis.labelers.labelling import all_labelled, isolated_atom_energies, label_at
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.choice import ASKED, CONTROL, RANDOM, TOO_CLOSE, NothingToAsk, choose, explored, is_known, worth_a_label
 from sapis.pipeline.delta import CheapLabels, correct
@@ -43,7 +43,6 @@ from sapis.potential.calibration import MIN_ERRORS
 from sapis.potential.posterior import Posterior
 from sapis.report.active import ActiveStory, write_active_report
 from sapis.simulate.candidates import dynamics_cost
-from sapis.simulate.sampling import ended_in_doubt
 from sapis.simulate.structures import load_structure
 from sapis.uncertainty.assess import require_enough
 from sapis.uncertainty.stopping import enough
@@ -206,10 +205,10 @@ class _Run:
 
         def run() -> dict[str, Any]:
             driver = self._driver(model) if model else recipe.labeler
-            found, endings = explored(recipe, number, driver, self.level, self.past.path(number, "trajectories"))
+            found, endings, n_lost = explored(recipe, number, driver, self.level, self.past.path(number, "trajectories"))
             write_systems(self.past.path(number, "candidates.extxyz"), found)
             cost = dynamics_cost(self.past.path(number, "trajectories")) if recipe.system else {}
-            return {"n": len(found), "endings": endings, "cost": cost}
+            return {"n": len(found), "endings": endings, "n_lost": n_lost, "cost": cost}
 
         self.past.step(number, "candidates", inputs, "candidates.extxyz", run)
 
@@ -242,10 +241,9 @@ class _Run:
 
         def fresh() -> tuple[list[Posterior], int]:
             systems, left_out = self._fresh(number)
-            # Structures of a pool are no doing of the model; and of a trajectory that was too uncertain the last frame is judged.
+            # Structures of a pool are no doing of the model.
             beyond = sum(n for why, n in left_out.items() if not (self.recipe.pool and why == TOO_CLOSE))
-            endings = self.past.rounds[number]["candidates"].result["endings"].values()
-            return potential.posterior(systems), beyond + sum(not ended_in_doubt(ending) for ending in endings)
+            return potential.posterior(systems), beyond + self.past.rounds[number]["candidates"].result["n_lost"]
 
         return enough(self.recipe.stop, [record.result["n_train"] for record in self.past.models], errors, fresh,
                       potential.calibrations["forces"])
@@ -295,18 +293,24 @@ class _Run:
 
         def run() -> dict[str, Any]:
             systems = read_systems(self.past.path(number, "chosen.extxyz"))
+            self._require_can_train(number, systems)
             done, outcomes = label_at(self.work.path(STORE), systems, recipe.labeler, self.executor, at_once=True)
             labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
+            if killed := [outcome for outcome in outcomes if isinstance(outcome, Failure) and outcome.kind == "killed"]:
+                raise LabelerError(  # from outside, which says nothing of the structure
+                    expected="labels, or reasons why there are none", received=f"{len(killed)} of {len(systems)} killed: "
+                    f"{killed[0].reason}", where=f"round {number}, labeler {recipe.labeler.name}",
+                    todo="run the same command again, with more memory or fewer workers: what is finished is kept")
             # Each structure once: the control may have one that was asked for.
             failed = {systems[k].structure_hash(): {"number": k, "kind": outcome.kind, "reason": outcome.reason}
                       for k, outcome in enumerate(outcomes) if isinstance(outcome, Failure)}
             failures = list(failed.values())
             labelled = _held_of_known_kind(labelled) if number == 0 else labelled  # later ones are chosen so
             counts = Counter(system.tags["arm"] for system in labelled)
-            if counts[ASKED] == 0 or (number == 0 and counts[RANDOM] < MIN_ERRORS):
+            if not labelled or (number == 0 and (counts[ASKED] == 0 or counts[RANDOM] < MIN_ERRORS)):
                 why = failures[0]["reason"] if failures else "none was asked for"
                 raise NothingToAsk(
-                    expected=f"labels of frames that were asked for, and {MIN_ERRORS} at random to begin with",
+                    expected="labels" + ("" if number else f" of frames that were asked for, and {MIN_ERRORS} at random"),
                     received=f"{counts[ASKED]} and {counts[RANDOM]} of {len(systems)}: {why}",
                     where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
             write_systems(self.past.path(number, "labelled.extxyz"), [replace(system, level=self.level) for system in labelled])
@@ -316,7 +320,18 @@ class _Run:
                     "cost": {"cpu_seconds": done.total_cpu_seconds - spent_before}}
 
         inputs = self.past.settings("labeler", "to_level") | chosen.result["files"] | {"method": self.labeler.method}
+        if number == 0:
+            inputs["start"] = recipe.start is not None
         self.past.labels.append(self.past.step(number, "labels", inputs, "labelled.extxyz", run))
+
+    def _require_can_train(self, number: int, systems: Sequence[System]) -> None:
+        """Say before they are bought that new labels would be for a training that is there and has begun with others."""
+        folder = self.past.path(number, "training")
+        if folder.exists() and not all_labelled(self.work.path(STORE), systems, self.recipe.labeler):
+            raise ConfigError(
+                expected="the recipe that this folder was begun with", received="one that asks for other labels",
+                where=f"round {number}, {folder}", todo="choose another output folder, or delete the folders of this round and "
+                "of later ones: labels so far are kept in any case")
 
     def _bundle(self, source: Path) -> dict[str, Any]:
         model = load(source)

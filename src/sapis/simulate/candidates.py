@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -70,9 +71,10 @@ def _plan(
     structures: Sequence[System], temperatures_K: Sequence[float], n_frames: int, config: CandidatesConfig
 ) -> list[Trajectory]:
     temperatures = list(dict.fromkeys(float(temperature) for temperature in temperatures_K))
+    n_replicas = max(config.n_replicas, math.ceil(len(structures) / max(1, len(temperatures))))  # no structure is left out
     plan: list[Trajectory] = []
     for temperature, n_here in zip(temperatures, _shares(n_frames, len(temperatures)), strict=True):
-        for replica, n_each in enumerate(_shares(n_here, config.n_replicas)):
+        for replica, n_each in enumerate(_shares(n_here, n_replicas)):
             if n_each:
                 start = structures[len(plan) % len(structures)].without_labels()  # in turn: each temperature begins elsewhere
                 plan.append(Trajectory(f"md-{temperature:g}K-{replica}", start, temperature, n_each))

@@ -33,7 +33,6 @@ MAX_HEATING = 10.0
 # Shortest distance of a rattled structure, in sums of covalent radii.
 CLOSE_CONTACT = 0.6
 MAX_REJECTIONS = 200
-_STOPPED = "stopped after "  # how endings begin of trajectories that were not lost
 
 
 class CandidatesConfig(Config):
@@ -41,7 +40,8 @@ class CandidatesConfig(Config):
 
     Attributes:
         n_conformers: at most so many starting structures from a SMILES.
-        n_replicas: trajectories at each temperature, from the starting structures in turn.
+        n_replicas: trajectories at each temperature, from the starting structures in turn; more, if these are more than all
+            trajectories.
         timestep_fs: of the molecular dynamics.
         friction_per_fs: of the Langevin thermostat.
         equilibration_fs: not sampled, at the start of each trajectory.
@@ -176,12 +176,7 @@ def simulate(
     if not problem:
         return frames, None
     kept = f"{len(frames)} of {plan.n_frames} frames kept"
-    return frames, f"{_STOPPED}{dynamics.nsteps * config.timestep_fs:g} fs: {problem}; {kept}"
-
-
-def ended_in_doubt(ending: str) -> bool:
-    """Whether a trajectory with this ``ending`` went beyond ``max_uncertainty_eV_A``."""
-    return ending.startswith(_STOPPED) and ending.partition(": ")[2].startswith(UNCERTAIN)
+    return frames, f"stopped after {dynamics.nsteps * config.timestep_fs:g} fs: {problem}; {kept}"
 
 
 def _doubtful(calculator: object, config: CandidatesConfig) -> Any:
