@@ -147,6 +147,7 @@ def test_each_round_asks_labels_and_learns(finished: Path) -> None:
     assert len(dynamics) == 4 and explored == pytest.approx(sum(dynamics)), "also of those that a killed call has made"
     model = load(finished / "model.sapis")
     assert isinstance(model.potential, UncertainPotential) and model.card["uncertainty"]["method"] == "distance"
+    assert {"translation", "forces", "batching"} <= {check["name"] for check in model.card["checks"] if check["passed"]}
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert page.count('<svg role="img"') == 3 and "What was forgotten" in page
     expected = labels[0].to_atoms()

@@ -229,6 +229,7 @@ def test_cheap_labels_come_first(tmp_path: Path) -> None:
     cheap = record.result["cheap"]
     assert cheap["flops"] <= 4.2e9 and record.cost["flops"] == pytest.approx(8e9, rel=0.05)
     model = load(tmp_path / "run" / "model.sapis")
+    assert model.card["checks"] and model.card["level_of_theory"] not in ("", "not given")
     assert model.potential.conditions.levels == ("shifted",)
     begun = record.result["events"][0]["look"]["loss"]
     assert record.result["errors"]["validation"]["force_rmse_meV_A"] < begun

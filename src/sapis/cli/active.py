@@ -17,4 +17,5 @@ def active(recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), see doc
     from sapis.pipeline.active_config import read_active_recipe
 
     outcome = run_active(read_active_recipe(recipe))
-    typer.echo(f"stopped: {outcome.reason}\nmodel: {outcome.model}\nhash:  {outcome.model_hash}")
+    verdict = "all physics checks passed" if outcome.all_passed else "some physics checks FAILED: see `sapis info MODEL`"
+    typer.echo(f"stopped: {outcome.reason}\n{verdict}\nmodel: {outcome.model}\nhash:  {outcome.model_hash}")

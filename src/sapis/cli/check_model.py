@@ -21,7 +21,7 @@ def check_model(
     from sapis.api import load
     from sapis.core.progress import console
     from sapis.data.formats import read_systems
-    from sapis.pipeline.steps import dynamics_checks
+    from sapis.pipeline.checks import dynamics_checks
     from sapis.testing.laws import check_potential
 
     loaded = load(model, precision=precision)

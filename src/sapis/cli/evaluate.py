@@ -19,7 +19,7 @@ def evaluate(
     level: Level = "", energy_key: EnergyKey = None, forces_key: ForcesKey = None, stress_key: StressKey = None,
     virial_key: VirialKey = None,
 ) -> None:
-    """Energy, force and stress errors (MAE and RMSE), by element and by temperature."""
+    """Errors of energies and forces (MAE and RMSE), by element and by temperature, and of stresses (RMSE)."""
     from sapis.api import load
     from sapis.core.files import refuse_inputs, write_json
     from sapis.data.formats import read_systems
@@ -34,6 +34,9 @@ def evaluate(
             typer.echo(f"{name:24s} {value:.6g}")
     for symbol, row in errors["by_element"].items():
         typer.echo(f"force RMSE of {symbol:2s}         {row['rmse']:.6g}")
+    for temperature, row in errors["by_temperature"].items():
+        if row["force_rmse_meV_A"] is not None:
+            typer.echo(f"{f'force RMSE at {temperature} K':24s} {row['force_rmse_meV_A']:.6g}")
     if output:
         write_json(output, errors)
     if predictions:

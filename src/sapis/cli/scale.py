@@ -145,7 +145,7 @@ def compare(
 
 @scale_app.command()
 def auto(
-    data: Annotated[Path, typer.Argument(help="Labelled frames, whose labels count as bought when they are used.")],
+    data: Annotated[Path, typer.Argument(help="Frames, labelled if the settings name no labeler; labels count when used.")],
     folder: Annotated[Path, typer.Argument(help="Of the run; made, or gone on with.")],
     flops: Annotated[float | None, typer.Option(help="Budget of training and labels together.")] = None,
     label_flops: Annotated[float | None, typer.Option(help="Cost of a label: FLOPs of training that take as long.")] = None,

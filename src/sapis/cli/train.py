@@ -20,7 +20,8 @@ def train(
     isolated: Annotated[Path | None, typer.Option(help="Isolated atoms, for reference energies; default: least squares.")] = None,
     start: Annotated[Path | None, typer.Option(help="A model to go on from: its weights, sizes and reference energies.")] = None,
     to_level: Annotated[str, typer.Option(help="With --start: the level of theory of the data, another than the model's.")] = "",
-    config: Annotated[Path | None, typer.Option(help="YAML with `model:` and `training:` settings.")] = None,
+    config: Annotated[Path | None, typer.Option(
+        help="YAML with settings: `model:`, `training:`, `uncertainty:`, `level_of_theory:`.")] = None,
     cpu_seconds: Annotated[float | None, typer.Option(min=1, help="Budget in CPU seconds.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Budget in epochs.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,

@@ -154,7 +154,7 @@ system:
 output: {output}
 
 labeler:
-  name: gfn2                 # gfn2, gfn1, or `ase` for any ASE calculator:
+  name: gfn2                 # gfn2, gfn1, dft, openmm, potential, emt, lj, command, or `ase` for any ASE calculator:
   # name: ase
   # calculator: ase.calculators.emt.EMT
   # arguments: {{}}

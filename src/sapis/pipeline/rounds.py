@@ -24,6 +24,7 @@ from sapis.core.errors import ConfigError, LabelerError
 from sapis.core.files import hash_file
 from sapis.core.memory import keep_freed_memory
 from sapis.core.records import Record
+from sapis.core.version import __version__
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.splits import is_of_new_kind
 from sapis.data.system import System, hash_systems
@@ -33,6 +34,7 @@ from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
 from sapis.labelers.labelling import all_labelled, isolated_atom_energies, label_at
 from sapis.pipeline.active_config import ActiveRecipe
+from sapis.pipeline.checks import checks, smallest
 from sapis.pipeline.choice import ASKED, CONTROL, RANDOM, TOO_CLOSE, NothingToAsk, choose, explored, is_known, worth_a_label
 from sapis.pipeline.delta import CheapLabels, correct
 from sapis.pipeline.label import executor_of
@@ -63,6 +65,7 @@ class ActiveOutcome:
         curves: see `learning_curves`.
         reason: why it stopped.
         cost: CPU seconds and FLOPs of all steps of all rounds.
+        all_passed: whether the model obeys the laws of physics.
     """
 
     model: Path
@@ -71,6 +74,7 @@ class ActiveOutcome:
     curves: dict[str, Any]
     reason: str
     cost: dict[str, float]
+    all_passed: bool
 
 
 def rounds(recipe: ActiveRecipe, *, known: Mapping[str, Sequence[System]] | None = None,
@@ -163,12 +167,17 @@ class _Run:
             if self.recipe.control and number:
                 train_control(self.past, number)
         source = self.past.path(len(self.past.models) - 1, MODEL)
-        final = self.work.step("bundle", {"model": hash_file(source)}, [MODEL], lambda: self._bundle(source))
+        learned = self.past.known(ASKED)
+        checked = self.work.step("checks", {"version": __version__, "model": hash_file(source)}, [],
+                                 lambda: checks(source, smallest(learned)))
+        final = self.work.step("bundle", {"model": hash_file(source), "checks": checked.result["checks"]}, [MODEL],
+                               lambda: self._bundle(source, checked.result["checks"]))
         curves = learning_curves(self.past)
         write_active_report(self.work.path(REPORT), ActiveStory(
             self.recipe.name, reason, self.past.rounds, curves, self._least_certain(), self.breadth))
         return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.past.models, curves, reason, {
-            key: sum(record.cost.get(key, 0.0) for record in self._steps()) for key in ("cpu_seconds", "flops")})
+            key: sum(record.cost.get(key, 0.0) for record in self._steps()) for key in ("cpu_seconds", "flops")},
+            checked.result["all_passed"])
 
     # What a round knows
 
@@ -333,9 +342,9 @@ class _Run:
                 where=f"round {number}, {folder}", todo="choose another output folder, or delete the folders of this round and "
                 "of later ones: labels so far are kept in any case")
 
-    def _bundle(self, source: Path) -> dict[str, Any]:
+    def _bundle(self, source: Path, checked: list[dict[str, Any]]) -> dict[str, Any]:
         model = load(source)
-        return {"file_hash": save(self.work.path(MODEL), model.potential, model.card)}
+        return {"file_hash": save(self.work.path(MODEL), model.potential, {**model.card, "checks": checked})}
 
 
 def _held_of_known_kind(labelled: Sequence[System]) -> list[System]:

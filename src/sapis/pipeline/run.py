@@ -22,6 +22,7 @@ from sapis.labelers.build import build_labeler
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline import steps
 from sapis.pipeline.active_config import ActiveRecipe
+from sapis.pipeline.checks import checks, dynamics
 from sapis.pipeline.recipe import AskingConfig, Recipe
 from sapis.pipeline.workspace import Workspace
 from sapis.report.page import write_report
@@ -131,15 +132,15 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
     test = work.step("test", uses_model | split.result["files"], [], lambda: steps.test(model, parts))
     start = parts["train"][0].without_labels()
     md = work.step("md", uses_model | settings("dynamics", "seed"), [],
-                   lambda: steps.dynamics(model, start, recipe.dynamics, derive_seed(recipe.seed, "dynamics")))
+                   lambda: dynamics(model, start, recipe.dynamics, derive_seed(recipe.seed, "dynamics")))
     checked_systems = [system.without_labels() for system in parts["train"][:N_CHECKED_STRUCTURES]]
     checked = work.step("checks", uses_model | settings("dynamics", "seed"), [],
-                        lambda: steps.checks(model, checked_systems, md.result))
+                        lambda: checks(model, checked_systems, md.result))
     errors = {name: {key: value for key, value in found.items() if key != "parity"}
               for name, found in test.result["sets"].items()}
-    dynamics = {name: {key: value for key, value in found.items() if key != "trace"} for name, found in md.result.items()
-                if name != "files"}
-    card = {"test": errors, "dynamics": dynamics, "checks": checked.result["checks"]}
+    moved = {name: {key: value for key, value in found.items() if key != "trace"} for name, found in md.result.items()
+             if name != "files"}
+    card = {"test": errors, "dynamics": moved, "checks": checked.result["checks"]}
     final = work.step("bundle", uses_model | card, ["model.sapis"],
                       lambda: steps.bundle(model, work.path("model.sapis"), card))
     usage = USAGE.format(example=work.path("test.extxyz"), model=work.path("model.sapis"))

@@ -26,6 +26,7 @@ from sapis.data.system import System, chemical_symbols, hash_systems
 from sapis.model.config import ModelConfig
 from sapis.model.potential import TransformerPotential
 from sapis.pipeline import steps
+from sapis.pipeline.checks import checks, smallest
 from sapis.pipeline.workspace import Workspace
 from sapis.training.config import TrainingConfig
 from sapis.training.fit import at_new_level, known_potential, new_potential
@@ -150,7 +151,7 @@ def train_files(
             uses_model = {"version": __version__} | known.result["files"]
         test = work.step("test", uses_model | hashes, [], lambda: {"sets": steps.errors(
             model, {"validation": held} | test_sets, home="validation")})
-        checked = work.step("checks", uses_model, [], lambda: steps.checks(model, _smallest(train)))
+        checked = work.step("checks", uses_model, [], lambda: checks(model, smallest(train)))
         card = {"test": {name: {key: value for key, value in found.items() if key != "parity"}
                          for name, found in test.result["sets"].items()}, "checks": checked.result["checks"],
                 "findings": [asdict(finding) for finding in findings]}
@@ -209,12 +210,6 @@ def _names(tests: Sequence[Path]) -> dict[str, Path]:
                               where=f"--test {path}", todo="rename or link this file")
         named[name] = path
     return named
-
-
-def _smallest(systems: Sequence[System]) -> list[System]:
-    """The physics laws hold or fail alike in small and large systems; small ones are quick. A lone atom shows none of them."""
-    chosen = [system for system in systems if len(system) > 1] or list(systems)
-    return [min(chosen, key=len).without_labels()]
 
 
 def _known_isolated(train: Store | Selection) -> dict[str, dict[int, float]]:
