@@ -30,7 +30,7 @@ from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.seeds import generator
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.splits import random_split
-from sapis.data.system import System
+from sapis.data.system import System, each_once
 from sapis.evaluate.errors import evaluate
 from sapis.model.config import ModelConfig
 from sapis.pipeline.active import active
@@ -83,7 +83,7 @@ def _key(numbers: np.ndarray, positions: np.ndarray) -> bytes:
 
 def frames(pool: str, folder: Path) -> tuple[Path, list[System]]:
     """The file of the pool, and the frames to test on."""
-    everything = list({system.structure_hash(): system for file in FILES[pool] for system in read_systems(DATA / file)}.values())
+    everything = each_once(system for file in FILES[pool] for system in read_systems(DATA / file))
     if pool == "qm7x":
         rest, test = _molecules_apart(everything)
         chosen = random_split(rest, min(N_POOL, len(rest)), 0, 0).train

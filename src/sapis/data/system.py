@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +162,11 @@ class System:
     def from_atoms(cls, atoms: Atoms, **fields: Any) -> System:
         """The structure of ASE ``atoms`` (labels are not read from a calculator; see `sapis.data.formats`)."""
         return cls(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, **fields)
+
+
+def each_once(systems: Iterable[System]) -> list[System]:
+    """Of equal structures one, the last, in the place of the first."""
+    return list({system.structure_hash(): system for system in systems}.values())
 
 
 def hash_systems(systems: Sequence[System]) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sapis.core.errors import ConfigError, DataError
 from sapis.core.records import Record, read_record
 from sapis.data.formats import read_systems
 from sapis.data.lint import lint, lint_splits, raise_on_errors
 from sapis.data.splits import is_of_new_kind, nested_order, split_in_time
-from sapis.data.system import System
+from sapis.data.system import System, each_once
 from sapis.labelers.build import build_labeler
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.choice import ASKED, CONTROL, MIN_HELD, RANDOM, n_held_of
@@ -61,9 +59,11 @@ def _known(recipe: ActiveRecipe) -> dict[str, list[System]] | None:
     """Labelled frames to begin with, each once, in their arms."""
     if recipe.data is None:
         return None
-    systems = _each_once(read_systems(recipe.data, require=("energy", "forces")))
+    given, others = (read_systems(path, require=("energy", "forces")) if path else []
+                     for path in (recipe.data, recipe.validation))
+    systems = each_once(given)
     if recipe.validation is not None:
-        train, held = systems, _each_once(read_systems(recipe.validation, require=("energy", "forces")))
+        train, held = systems, each_once(others)
     elif all(system.tags.get("arm") in (ASKED, RANDOM, CONTROL) for system in systems):  # what validated goes on to
         train = [system for system in systems if system.tags["arm"] != RANDOM]
         held = [system for system in systems if system.tags["arm"] == RANDOM]
@@ -76,12 +76,8 @@ def _known(recipe: ActiveRecipe) -> dict[str, list[System]] | None:
     is_new = is_of_new_kind(held, train)
     asked = [*train, *(system for system, new in zip(held, is_new, strict=True) if new)]
     at_random = [system for system, new in zip(held, is_new, strict=True) if not new]
-    raise_on_errors(lint([*asked, *at_random]) + lint_splits(asked, at_random), waived=recipe.waive)
+    raise_on_errors(lint([*given, *others]) + lint_splits(asked, at_random), waived=recipe.waive)  # copies may contradict
     return {ASKED: asked, RANDOM: at_random}
-
-
-def _each_once(systems: Sequence[System]) -> list[System]:
-    return list({system.structure_hash(): system for system in reversed(systems)}.values())[::-1]
 
 
 def _split(recipe: ActiveRecipe, systems: list[System]) -> tuple[list[System], list[System]]:

@@ -25,7 +25,6 @@ from sapis.core.memory import keep_freed_memory
 from sapis.core.progress import progress_bar
 from sapis.core.records import Record, Stopwatch, provenance, write_record
 from sapis.core.version import __version__
-from sapis.data.conditions import Conditions
 from sapis.data.formats import read_systems
 from sapis.data.reference import ReferenceEnergies
 from sapis.data.system import System, hash_systems
@@ -139,9 +138,10 @@ def _auto(data: Path, folder: Path, config: AutoConfig, isolated: Path | None) -
         record.result["cheap"] = {name: before.result[name] for name in ("n_frames", "size", "n_parameters", "label_flops")} | {
             "labeler": before.result["config"]["labeler"]["name"], **costs,
             "test_force_rmse_meV_A": before.result["errors"]["test"]["force_rmse_meV_A"]}
-    level = build_labeler(config.labeler).level if config.labeler else ", ".join(Conditions.of(pool.train).levels)
-    checked = checks_of(grown.training.potential.with_precision("float64"), smallest(pool.validation))
-    record.result["model_hash"] = save(folder / MODEL, grown.training.potential, {
+    potential = grown.training.potential
+    level = build_labeler(config.labeler).level if config.labeler else ", ".join(potential.conditions.levels)
+    checked = checks_of(potential.with_precision("float64"), smallest(pool.validation))
+    record.result["model_hash"] = save(folder / MODEL, potential, {
         "level_of_theory": level or "not given", "checks": checked["checks"],
         "training": {"n_steps": spent.step, "flops": spent.flops}, "test": record.result["errors"]["test"],
         "data": {"hash": pool.data_hash}})

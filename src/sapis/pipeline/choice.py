@@ -12,7 +12,7 @@ import numpy as np
 from sapis.core.errors import DataError, ModelError
 from sapis.core.seeds import derive_seed, generator
 from sapis.data.splits import nested_order, next_in_time
-from sapis.data.system import System
+from sapis.data.system import System, each_once
 from sapis.generate.displacements import displaced
 from sapis.labelers.labeler import LabelerConfig
 from sapis.model.potential import TransformerPotential
@@ -142,8 +142,7 @@ def worth_a_label(recipe: ActiveRecipe, candidates: Sequence[System], chosen: Se
         potential: the present model; None in the first round.
     """
     seen = {system.structure_hash() for system in chosen}
-    each_once = {system.structure_hash(): system for system in candidates}
-    fresh = [system for key, system in each_once.items() if key not in seen]
+    fresh = [system for system in each_once(candidates) if system.structure_hash() not in seen]
     found, left_out = [system for system in fresh if not has_close_contact(system)], dict[str, int]()
     left_out[TOO_CLOSE] = len(fresh) - len(found)
     if potential is not None:

@@ -95,18 +95,18 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
         "data", settings("split", "hot_temperature_K", "seed") | labelled.result["files"], names,
         lambda: steps.data(recipe, work.path("labels.extxyz"), work.folder),
     )
+    parts = steps.read_parts(work.folder)
     if recipe.uncertainty.method != "none" or recipe.active is not None:
-        require_enough(steps.read_parts(work.folder)["validation"])
+        require_enough(parts["validation"])
     changes: dict[str, Any] = {"cpu_seconds": None if recipe.auto else recipe.budget.cpu_seconds, "seed": recipe.seed}
     training = recipe.uncertainty.trained_with(recipe.training.model_copy(update=changes))
     isolated = {int(z): value for z, value in labelled.result["isolated"].items()}
 
     def begin(seed: int) -> tuple[TransformerPotential, dict[str, ReferenceEnergies]]:
-        train = steps.read_parts(work.folder)["train"]
-        return new_potential(train, isolated, recipe.model, precision=training.precision, seed=seed)
+        return new_potential(parts["train"], isolated, recipe.model, precision=training.precision, seed=seed)
 
     def train() -> dict[str, Any]:
-        parts, folder, target = steps.read_parts(work.folder), work.path("training"), work.path("training/model.sapis")
+        folder, target = work.path("training"), work.path("training/model.sapis")
         card = {"level_of_theory": labelled.result["method"],
                 "system": recipe.system.model_dump(mode="json", exclude={"file"})}
         if recipe.auto:
@@ -116,7 +116,6 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
     trained = work.step("train", settings("model", "auto", "seed") | split.result["files"] | {"training": training.model_dump()},
                         ["training/model.sapis"], train)
     model, uses_model = work.path("training/model.sapis"), {"version": __version__} | trained.result["files"]
-    parts = steps.read_parts(work.folder)
     if recipe.active is not None:
         asking = asking_recipe(recipe, recipe.active, model, work.path("active"))
         inputs = uses_model | settings("active", "uncertainty", "labeler", "temperatures_K", "candidates", "seed")
