@@ -214,6 +214,12 @@ def figures(spec: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]
     return found
 
 
+def _modules() -> list[str]:
+    """The first lines of the other benchmarks, which name their commands."""
+    lines = (path.read_text(encoding="utf-8").partition("\n")[0].strip('"') for path in sorted(HERE.glob("*.py")))
+    return [line for line in lines if "python -m" in line and "benchmarks.run" not in line]
+
+
 def main() -> None:
     """Command line."""
     definitions = load_yaml(HERE / "definitions.yaml")
@@ -221,7 +227,7 @@ def main() -> None:
     parser.add_argument("name", nargs="?", help=f"one of {', '.join(definitions)}")
     name = parser.parse_args().name
     if not name:
-        print("\n".join(definitions))
+        print("\n".join(definitions), "\nand as modules of their own:", *_modules(), sep="\n")
         return
     if name not in definitions:
         raise ConfigError(expected=f"one of {', '.join(definitions)}", received=name, where="benchmark name",

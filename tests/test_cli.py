@@ -18,7 +18,7 @@ from sapis.api import load
 from sapis.data.formats import LabelKeys, read_systems
 from sapis.pipeline.recipe import Recipe, example_recipe, read_recipe
 
-VERBS = ("run", "init", "label", "train", "grow", "evaluate", "md", "check-model", "info", "report", "doctor")
+VERBS = ("run", "init", "label", "train", "grow", "evaluate", "md", "check-model", "info", "report", "settings", "doctor")
 MAX_HELP_CPU_SECONDS = 1.0
 
 
@@ -203,6 +203,13 @@ def test_report_is_written_from_records_that_may_be_few(folder: Path) -> None:
     (folder / "run" / "recipe.json").write_text(recipe.model_dump_json())
     ending = sapis("report", "run")
     assert ending.code == 0 and "</html>" in (folder / "run" / "report.html").read_text()
+
+
+def test_settings_of_one_group() -> None:
+    ending = sapis("settings", "stop rules")
+    assert ending.code == 0 and "| `min_gain` |" in ending.text and "learning_rate" not in ending.text
+    ending = sapis("settings", "trainings")
+    assert ending.code == 2 and "training" in ending.text and "'trainings'" in ending.text
 
 
 def test_doctor() -> None:

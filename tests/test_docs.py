@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sapis.cli.settings import settings_page
 from sapis.data.neighbors import edge_list, neighbors
 from sapis.data.system import System
 from sapis.testing.analytic import LennardJones
@@ -30,6 +31,21 @@ FIRST = "molecule-from-smiles.md"  # trains the model that other pages take up
 SECONDS_PER_BLOCK = 240
 
 in_one_process = pytest.mark.xdist_group("docs")  # pages that share one trained model
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_settings_is_that_of_the_classes() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == f"{settings_page()}\n", "write it again: sapis settings > docs/settings.md"
+
+
+def test_every_setting_is_explained() -> None:
+    """Other groups of settings explain themselves."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| .*? \| (.*?) \|$", settings_page(), re.MULTILINE)
+    assert len(rows) > 150
+    assert [key for key, value, meaning in rows if not meaning and not value.startswith("[")] == []
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------------

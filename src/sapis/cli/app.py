@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sapis.cli import active, check_model, doctor, evaluate, grow, info, init, label, md, report, run, train
+from sapis.cli import active, check_model, doctor, evaluate, grow, info, init, label, md, report, run, settings, train
 from sapis.cli.data import data_app
 from sapis.cli.scale import scale_app
 
@@ -26,6 +26,7 @@ app.command("md")(md.md)
 app.command("check-model")(check_model.check_model)
 app.command("info")(info.info)
 app.command("report")(report.report)
+app.command("settings")(settings.settings)
 app.command("doctor")(doctor.doctor)
 
 

@@ -35,7 +35,7 @@ def parse_config(kind: type[C], values: Any, *, where: str) -> C:
         raise ConfigError(
             expected=f"a mapping of settings ({', '.join(kind.model_fields)})",
             received=f"{type(values).__name__}: {values!r:.80}", where=where,
-            todo="write 'key: value' lines; `sapis init` makes a commented example",
+            todo="write 'key: value' lines; `sapis settings` lists the keys",
         )
     try:
         return kind.model_validate(values)
@@ -89,7 +89,7 @@ def _explain(kind: type[Config], error: ValidationError, where: str) -> ConfigEr
         return ConfigError(expected=f"the key {path[-1]!r}", received="nothing", where=place, todo="add it")
     return ConfigError(
         expected=first["msg"].removeprefix("Value error, ").removeprefix("Input should be "),
-        received=f"{first['input']!r:.120}", where=place, todo="mend this value; `sapis init` makes a commented example",
+        received=f"{first['input']!r:.120}", where=place, todo="mend this value; `sapis settings` says what the keys mean",
     )
 
 

@@ -31,7 +31,8 @@ class BreadthConfig(Config):
     """Cheap labels first: a `sapis run` for the same system, whose model is what the rounds begin from."""
 
     labeler: LabelerConfig = LabelerConfig()
-    temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 600.0, 1000.0], min_length=1)
+    temperatures_K: list[Annotated[float, Field(gt=0)]] = Field(
+        [300.0, 600.0, 1000.0], min_length=1, description="of the dynamics that samples structures")
     budget: BudgetConfig = BudgetConfig(labels=2000)
     candidates: CandidatesConfig = CandidatesConfig()
     training: TrainingConfig = TrainingConfig()
@@ -39,7 +40,6 @@ class BreadthConfig(Config):
     delta: Annotated[TrainingConfig, AfterValidator(_ended)] | None = Field(
         None, description="training of a model of what dear labels differ from cheap ones by; corrected by it, the cheap ones "
         "are learned beside the dear ones")
-
 
     @model_validator(mode="after")
     def _one_place_each(self) -> BreadthConfig:
@@ -57,7 +57,7 @@ def _unrattled(candidates: CandidatesConfig) -> CandidatesConfig:
 class ActiveRecipe(RoundsConfig):
     """A model that asks for the labels it needs."""
 
-    title: str | None = None
+    title: str | None = Field(None, description="of the report; default: the SMILES or the file")
     system: SystemConfig | None = Field(None, description="what is simulated, to find candidates")
     pool: Path | None = Field(None, description="structures to choose from, in place of a system")
     output: Path = Field(description="folder of the run")
@@ -70,7 +70,8 @@ class ActiveRecipe(RoundsConfig):
     breadth: BreadthConfig | None = Field(None, description="make that model first, from cheap labels")
     to_level: str = Field("", description="with start: a name for the level of theory of the labels, another than the model's")
     n_start: int = Field(40, ge=20, description="labels before the first choice")
-    temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 600.0], min_length=1)
+    temperatures_K: list[Annotated[float, Field(gt=0)]] = Field(
+        [300.0, 600.0], min_length=1, description="of the dynamics that finds candidates")
     candidates: Annotated[CandidatesConfig, AfterValidator(_unrattled)] = CandidatesConfig(rattle_fraction=0.0)
     uncertainty: UncertaintyConfig = UncertaintyConfig(method="distance")
     model: ModelConfig = ModelConfig()
@@ -81,7 +82,7 @@ class ActiveRecipe(RoundsConfig):
     cluster: ClusterConfig | None = Field(
         None, description="where labels are computed, if not on this machine; dynamics are run here, those before the first "
         "labels by their method, if there is no start and no breadth")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random")
 
     @property
     def name(self) -> str:

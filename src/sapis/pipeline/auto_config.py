@@ -74,11 +74,11 @@ class AutoConfig(GrowthConfig):
     labeler: LabelerConfig | None = Field(None, description="method that labels the structures as they are asked for")
     cheap: CheapConfig | None = Field(None, description="with a labeler: cheap labels first, and a model of them to go on from")
     training: TrainingConfig = TrainingConfig(validations=1)
-    n_validation: int = Field(200, ge=1)
-    n_test: int = Field(500, ge=1)
+    n_validation: int = Field(200, ge=1, description="frames that validate, and by which it decides")
+    n_test: int = Field(500, ge=1, description="frames of the final figures")
     group_by: str = Field("", description="tag: frames that share its value are in one part")
     workers: int | None = Field(None, ge=1, description="processes for labels; default: one a core")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random")
 
     @model_validator(mode="after")
     def _one_place_each(self) -> AutoConfig:

@@ -21,9 +21,9 @@ from sapis.uncertainty.config import UncertaintyConfig
 class SystemConfig(Config):
     """What is simulated: a SMILES or a structure file."""
 
-    smiles: str | None = None
-    file: Path | None = None
-    charge: int | None = None
+    smiles: str | None = Field(None, description="of a molecule")
+    file: Path | None = Field(None, description="with a structure, in any format that is read here")
+    charge: int | None = Field(None, description="in elementary charges; default: that of the SMILES or of the file, else 0")
     spin: int | None = Field(None, ge=1, description="multiplicity 2S+1")
 
     @model_validator(mode="after")
@@ -43,8 +43,8 @@ class BudgetConfig(Config):
 class SplitConfig(Config):
     """How labelled frames are divided."""
 
-    train: float = Field(0.8, gt=0, lt=1)
-    validation: float = Field(0.1, gt=0, lt=1)
+    train: float = Field(0.8, gt=0, lt=1, description="of the labels that are not kept for the hot test")
+    validation: float = Field(0.1, gt=0, lt=1, description="of the same; the rest is the test set")
     hot: float = Field(0.12, gt=0, lt=1, description="of all labels, kept for the test at the hot temperature")
     waive: list[str] = Field(default_factory=list, description="names of lint rules whose errors are accepted")
 
@@ -64,21 +64,22 @@ class AskingConfig(RoundsConfig):
 class DynamicsConfig(Config):
     """The molecular dynamics that tests the model."""
 
-    temperature_K: float = Field(300, gt=0)
-    timestep_fs: float = Field(0.5, gt=0)
-    nve_ps: float = Field(2.0, gt=0)
-    order_ps: float = Field(0.2, gt=0)
-    nvt_ps: float = Field(2.0, gt=0)
+    temperature_K: float = Field(300, gt=0, description="at which it begins, and is held with a thermostat")
+    timestep_fs: float = Field(0.5, gt=0, description="of all of it")
+    nve_ps: float = Field(2.0, gt=0, description="without a thermostat, for the drift of the energy")
+    order_ps: float = Field(0.2, gt=0, description="of each run with another timestep, for how the energy error falls with it")
+    nvt_ps: float = Field(2.0, gt=0, description="with a thermostat, for the temperature")
 
 
 class Recipe(Config):
     """Everything that determines a run."""
 
-    title: str | None = None
+    title: str | None = Field(None, description="of the report; default: the SMILES or the file")
     system: SystemConfig
     output: Path = Field(description="folder of the run")
     labeler: LabelerConfig = LabelerConfig()
-    temperatures_K: list[Annotated[float, Field(gt=0)]] = Field([300.0, 500.0], min_length=1)
+    temperatures_K: list[Annotated[float, Field(gt=0)]] = Field(
+        [300.0, 500.0], min_length=1, description="of the dynamics that samples structures")
     hot_temperature_K: float | None = Field(800.0, gt=0, description="sampled too, but only used as a test")
     budget: BudgetConfig = BudgetConfig()
     candidates: CandidatesConfig = CandidatesConfig()
@@ -90,7 +91,7 @@ class Recipe(Config):
     uncertainty: UncertaintyConfig = UncertaintyConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     workers: int | None = Field(None, ge=1, description="processes for labels; default: one a core")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random")
 
     @model_validator(mode="after")
     def _hot_is_hotter(self) -> Recipe:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from sapis.api import Model, load
 from sapis.core.config import Config
@@ -40,7 +41,7 @@ class TrainRequest(Config):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     uncertainty: UncertaintyConfig = UncertaintyConfig()
-    level_of_theory: str = "not given"
+    level_of_theory: str = Field("not given", description="of the labels, where the frames do not name it; for the model's card")
 
 
 @dataclass(frozen=True)

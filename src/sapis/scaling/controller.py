@@ -42,7 +42,7 @@ class ControllerConfig(Config):
     gap: float = Field(1.5, gt=1, description="error on other frames over training error that asks for data, with few looks")
     noise: float = Field(0.02, gt=0, description="of an error, relative, at least")
     n_samples: int = Field(24, ge=4, description="of the posterior")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of the samples")
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ class StudyConfig(Config):
     n_test: int = Field(500, ge=1, description="frames whose error the laws are of")
     group_by: str = Field("", description="tag: frames that share its value are in one part")
     training: TrainingConfig = TrainingConfig(validations=4)
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random")
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:

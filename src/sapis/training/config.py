@@ -20,12 +20,12 @@ class TrainingConfig(Config):
     level_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="how often frames of each level of theory are seen; 1 is once an epoch")
     workers: int = Field(0, ge=0, description="processes that search for neighbours beside the training, for large sets")
-    learning_rate: float = Field(0.005, gt=0)
-    warmup_steps: int = Field(100, ge=0)
+    learning_rate: float = Field(0.005, gt=0, description="after the warm-up, from which it falls")
+    warmup_steps: int = Field(100, ge=0, description="in which the learning rate rises")
     cooldown: float | None = Field(
         None, gt=0, le=1, description="last part of the budget in which the learning rate falls in a line, after a fall with the "
         "root of the steps; default: half a cosine over the whole")
-    optimizer: Literal["muon", "amsgrad"] = "muon"
+    optimizer: Literal["muon", "amsgrad"] = Field("muon", description="Muon is for matrices: Adam moves all else")
     weight_decay: float = Field(0.03, ge=0, description="of the matrices that Muon moves, in units of the learning rate")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability of a channel to be left out of a step")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the running mean of the weights, which is the result")
@@ -36,9 +36,9 @@ class TrainingConfig(Config):
     validations: int = Field(30, ge=1, description="times the validation set is looked at")
     patience: int | None = Field(None, ge=1, description="validations without improvement before stopping early")
     checkpoint_seconds: float = Field(20.0, gt=0, description="wall seconds between checkpoints")
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "float64"] = Field("float32", description="of weights and arithmetic")
     threads: int = Field(1, ge=1, description="threads of torch")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights and of the order of frames")
 
     @model_validator(mode="after")
     def _learns_something(self) -> TrainingConfig:
