@@ -250,6 +250,12 @@ def test_candidates_survive_kill_9(tmp_path: Path, water: System) -> None:
     assert hash_systems(resumed) == hash_systems(fresh)
 
 
+def test_every_starting_structure_begins_a_trajectory(tmp_path: Path) -> None:
+    starts = [System([6, 6], [[0.0, 0, 0], [0, distance, 0]], tags={"conformer": k}) for k, distance in enumerate(range(1, 6))]
+    found, _ = make_candidates(starts, wells(), [300], 5, SHORT, 0, tmp_path, 1)
+    assert len(found) == 5 and {system.tags["conformer"] for system in found} == set(range(5)), "with n_replicas of 2"
+
+
 def test_a_trajectory_whose_process_is_killed_is_run_again(tmp_path: Path) -> None:
     start = System([6, 6], [[0.0, 0, 0], [0, 1.5, 0]])
     whole, endings = make_candidates([start], wells(), [3000], 20, SHORT, 0, tmp_path / "whole", 1)
