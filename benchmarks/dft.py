@@ -1,8 +1,8 @@
 """Density functional theory from end to end: ``python -m benchmarks.dft`` runs `recipes/glycine-dft.yaml` and judges its model.
 
 The test frames are from dynamics of their own at 600 K, driven by GFN2-xTB and labelled by the functional. Beside it stand new
-models, of three seeds, that learn from as many labels of the functional at random, of frames of the same temperatures, without
-cheap labels, for as many FLOPs of training. The time is that of all steps of the run, if none was stopped: of one that was, its
+models that learn from as many labels of the functional at random, of frames of the same temperatures, without cheap labels, for as
+many FLOPs of training. The time is that of all steps of the run, if none was stopped: of one that was, its
 last call counts. Writes
 ``benchmarks/records/dft-glycine.json``; the same command goes on after a stop.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ from sapis.training.loop import Training
 
 RECIPE = HERE.parent / "recipes" / "glycine-dft.yaml"
 TEST_K, N_TEST, SEED = 600.0, 100, 20261126
-RANDOM_SEEDS = (0, 1, 2)
 COST = ("cpu_seconds", "wall_seconds", "flops")
 
 
@@ -61,17 +61,25 @@ def labelled(recipe: ActiveRecipe, systems: list[System], folder: Path) -> tuple
     return found, done.total_cpu_seconds
 
 
-def at_random(recipe: ActiveRecipe, n_labels: int, flops: float, folder: Path) -> tuple[list[Any], dict[str, float]]:
+def labels_at_random(recipe: ActiveRecipe, folder: Path) -> tuple[list[System], float]:
+    """As many as the recipe may ask for, in random order, and their CPU seconds."""
+    n, seed = recipe.n_start + recipe.rounds * recipe.n_per_round, derive_seed(SEED, "random")
+    frames, cpu_seconds = labelled(recipe, sampled(recipe, recipe.temperatures_K, n, seed, folder), folder)
+    return [frames[k] for k in np.random.default_rng(seed).permutation(len(frames))], cpu_seconds
+
+
+def at_random(recipe: ActiveRecipe, n_labels: int, flops: float, seeds: Sequence[int], folder: Path,
+              ) -> tuple[list[Any], dict[str, float]]:
     """Models of random labels alone, one for each seed, and what labels and trainings took."""
-    chosen = sampled(recipe, recipe.temperatures_K, n_labels, derive_seed(SEED, "random"), folder)
-    frames, label_seconds = labelled(recipe, chosen, folder)
+    frames, label_seconds = labels_at_random(recipe, folder)
+    frames = frames[:n_labels]
     held = frames[:: round(1 / recipe.random_fraction)]
     train = [frame for k, frame in enumerate(frames) if k % round(1 / recipe.random_fraction)]
     elements = {int(z) for frame in frames for z in frame.numbers}
     isolated = isolated_atom_energies(recipe.labeler, elements, LocalExecutor(recipe.workers))
     models, spent = list[Any](), {"label_cpu_seconds": label_seconds, "n_labels": float(len(frames)), "cpu_seconds": 0.0,
                                   "flops": 0.0}
-    for seed in RANDOM_SEEDS:
+    for seed in seeds:
         settings = recipe.training.model_copy(update={"epochs": None, "flops": flops, "seed": seed})
         potential, _ = new_potential(train, {"": isolated}, recipe.model, precision=settings.precision, seed=seed)
         run = Training(potential, train, held, settings, folder / f"training-{seed}")
@@ -84,7 +92,9 @@ def at_random(recipe: ActiveRecipe, n_labels: int, flops: float, folder: Path) -
 
 def main() -> None:
     """Command line."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the models of labels at random")
+    seeds = parser.parse_args().seeds
     made_by, watch, folder = provenance(), Stopwatch(), WORK / "dft-glycine"
     recipe = read_active_recipe(RECIPE).model_copy(update={"output": folder / "active"})
     test, _ = labelled(recipe, sampled(recipe, [TEST_K], N_TEST, derive_seed(SEED, "test"), folder / "test"), folder / "test")
@@ -93,15 +103,15 @@ def main() -> None:
     costs = _costs(outcome.model.parent)
     took = sum(each["wall_seconds"] for each in costs.values())
     flops = sum(each["flops"] for each in costs.values())  # of all trainings, those of cheap labels and differences too
-    random, spent = at_random(recipe, n_labels, flops, folder / "random")
+    random, spent = at_random(recipe, n_labels, flops, seeds, folder / "random")
     figures = {}
     for name, potential in (("active", load(outcome.model).potential), *(
-            (f"random, seed {seed}", model) for seed, model in zip(RANDOM_SEEDS, random, strict=True))):
+            (f"random, seed {seed}", model) for seed, model in zip(seeds, random, strict=True))):
         level = next(iter(potential.conditions.levels), "")
         errors = evaluate(potential, [frame.at_level(level) for frame in test])
         figures[name] = {key: errors[key] for key in ("n", "force_rmse_meV_A", "energy_rmse_meV_atom")}
         print(f"{name}: {errors['force_rmse_meV_A']:.1f} meV/Å, {errors['energy_rmse_meV_atom']:.2f} meV per atom")
-    errors_at_random = [figures[f"random, seed {seed}"]["force_rmse_meV_A"] for seed in RANDOM_SEEDS]
+    errors_at_random = [figures[f"random, seed {seed}"]["force_rmse_meV_A"] for seed in seeds]
     ratio = figures["active"]["force_rmse_meV_A"] / float(np.exp(np.log(errors_at_random).mean()))
     print(f"active over random (geometric mean): {ratio:.2f}; {n_labels} labels; {took / 60:.0f} min of wall time")
     result = {"figures": figures, "ratio": ratio, "n_labels": n_labels, "active_costs": costs, "random_costs": spent,
