@@ -15,6 +15,7 @@ import yaml
 
 from command import PROGRAM, sapis
 from sapis.api import load
+from sapis.core.files import short_path
 from sapis.data.formats import LabelKeys, read_systems
 from sapis.pipeline.recipe import Recipe, example_recipe, read_recipe
 
@@ -203,6 +204,14 @@ def test_report_is_written_from_records_that_may_be_few(folder: Path) -> None:
     (folder / "run" / "recipe.json").write_text(recipe.model_dump_json())
     ending = sapis("report", "run")
     assert ending.code == 0 and "</html>" in (folder / "run" / "report.html").read_text()
+
+
+def test_paths_are_told_without_detours(folder: Path) -> None:
+    (folder / "recipes").mkdir()
+    (folder / "recipes" / "mine.yaml").write_text(example_recipe(Path("recipes/mine.yaml"), "CCO").replace("runs/", "../runs/"))
+    recipe = read_recipe(Path("recipes/mine.yaml"))
+    assert str(recipe.output) == "recipes/../runs/mine" and str(short_path(recipe.output)) == "runs/mine"
+    assert short_path(Path("..")) == folder.resolve().parent
 
 
 def test_settings_of_one_group() -> None:

@@ -13,9 +13,11 @@ def active(recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), see doc
 
     Killed anywhere, the same command goes on where it stopped, and no label is computed twice.
     """
+    from sapis.core.files import short_path
     from sapis.pipeline.active import active as run_active
     from sapis.pipeline.active_config import read_active_recipe
 
     outcome = run_active(read_active_recipe(recipe))
     verdict = "all physics checks passed" if outcome.all_passed else "some physics checks FAILED: see `sapis info MODEL`"
-    typer.echo(f"stopped: {outcome.reason}\n{verdict}\nmodel: {outcome.model}\nhash:  {outcome.model_hash}")
+    typer.echo(f"stopped: {outcome.reason}\n{verdict}\nreport: {short_path(outcome.report)}\n"
+               f"model:  {short_path(outcome.model)}\nhash:   {outcome.model_hash}")

@@ -13,9 +13,11 @@ def run(recipe: Annotated[Path, typer.Argument(help="A recipe (YAML); `sapis ini
 
     Killed anywhere, the same command goes on where it stopped; finished steps are skipped.
     """
+    from sapis.core.files import short_path
     from sapis.pipeline.recipe import read_recipe
     from sapis.pipeline.run import run as run_recipe
 
     outcome = run_recipe(read_recipe(recipe))
     verdict = "all physics checks passed" if outcome.all_passed else "SOME PHYSICS CHECKS FAILED: see the report"
-    typer.echo(f"\n{verdict}\nreport: {outcome.report}\nmodel:  {outcome.model}\nhash:   {outcome.model_hash}\n\n{outcome.usage}")
+    typer.echo(f"\n{verdict}\nreport: {short_path(outcome.report)}\nmodel:  {short_path(outcome.model)}\n"
+               f"hash:   {outcome.model_hash}\n\n{outcome.usage}")

@@ -125,6 +125,12 @@ def read_text(path: Path) -> str:
         ) from None
 
 
+def short_path(path: Path) -> Path:
+    """A path as people would write it: without detours, and from the current folder if it is below that."""
+    whole, here = path.resolve(), Path.cwd().resolve()
+    return whole.relative_to(here) if whole.is_relative_to(here) else whole
+
+
 def require_file(path: Path) -> None:
     """Raise `FileError` unless ``path`` is a file with something in it."""
     problem = None

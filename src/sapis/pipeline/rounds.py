@@ -60,7 +60,8 @@ class ActiveOutcome:
 
     Attributes:
         model: its file.
-        model_hash: of that.
+        report: the page about it.
+        model_hash: of the model.
         rounds: the record of each round's training, in order.
         curves: see `learning_curves`.
         reason: why it stopped.
@@ -69,6 +70,7 @@ class ActiveOutcome:
     """
 
     model: Path
+    report: Path
     model_hash: str
     rounds: list[Record]
     curves: dict[str, Any]
@@ -175,9 +177,9 @@ class _Run:
         curves = learning_curves(self.past)
         write_active_report(self.work.path(REPORT), ActiveStory(
             self.recipe.name, reason, self.past.rounds, curves, self._least_certain(), self.breadth))
-        return ActiveOutcome(self.work.path(MODEL), final.result["file_hash"], self.past.models, curves, reason, {
-            key: sum(record.cost.get(key, 0.0) for record in self._steps()) for key in ("cpu_seconds", "flops")},
-            checked.result["all_passed"])
+        cost = {key: sum(record.cost.get(key, 0.0) for record in self._steps()) for key in ("cpu_seconds", "flops")}
+        return ActiveOutcome(self.work.path(MODEL), self.work.path(REPORT), final.result["file_hash"], self.past.models, curves,
+                             reason, cost, checked.result["all_passed"])
 
     # What a round knows
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sapis.core.config import parse_config
-from sapis.core.files import read_json, write_text
+from sapis.core.files import read_json, short_path, write_text
 from sapis.core.memory import keep_freed_memory
 from sapis.core.records import read_record
 from sapis.core.seeds import derive_seed
@@ -142,7 +142,7 @@ def _run(recipe: Recipe, work: Workspace) -> Outcome:
     card = {"test": errors, "dynamics": moved, "checks": checked.result["checks"]}
     final = work.step("bundle", uses_model | card, ["model.sapis"],
                       lambda: steps.bundle(model, work.path("model.sapis"), card))
-    usage = USAGE.format(example=work.path("test.extxyz"), model=work.path("model.sapis"))
+    usage = USAGE.format(example=short_path(work.path("test.extxyz")), model=short_path(work.path("model.sapis")))
     work.step("report", {"title": recipe.title,
                          "records": [asdict(read_record(work.record_path(name))) for name in _done_by(recipe)]},
               ["report.html"], lambda: {"path": str(report(work.folder, usage))})
@@ -191,7 +191,7 @@ def report(folder: Path, usage: str = "") -> Path:
         picked = part[:: max(1, len(part) // (N_SHOWN_STRUCTURES // 4))][: N_SHOWN_STRUCTURES // 4]
         shown += [system.with_tags(caption=_caption(name, system)) for system in picked]
     title = recipe.get("title") or recipe["system"].get("smiles") or str(recipe["system"].get("file"))
-    usage = usage or USAGE.format(example=folder / "test.extxyz", model=folder / "model.sapis")
+    usage = usage or USAGE.format(example=short_path(folder / "test.extxyz"), model=short_path(folder / "model.sapis"))
     write_report(folder / "report.html", Report(title=title, recipe=recipe, records=records, structures=shown, usage=usage))
     return folder / "report.html"
 
