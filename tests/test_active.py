@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,15 +25,16 @@ from ase.cluster import Icosahedron
 
 from command import sapis
 from sapis.api import load
-from sapis.core.errors import ConfigError, DataError, TrainingError
+from sapis.core.errors import ConfigError, DataError, FileError, TrainingError
 from sapis.core.files import read_json
 from sapis.data.formats import read_systems, write_systems
 from sapis.data.splits import is_of_new_kind
 from sapis.data.store import Store
-from sapis.data.system import System
+from sapis.data.system import System, hash_systems
+from sapis.labelers.labeler import LabelerConfig
 from sapis.pipeline.active import _known, active
 from sapis.pipeline.active_config import OF_DYNAMICS, ActiveRecipe, read_active_recipe
-from sapis.pipeline.choice import _apart
+from sapis.pipeline.choice import _apart, explored
 from sapis.pipeline.learning import _errors
 from sapis.pipeline.rounds import _held_of_known_kind
 from sapis.pipeline.steps import errors
@@ -64,15 +66,15 @@ class Dear(Fragile):
 
 
 class FailsLater(EMT):
-    """Fails for what was asked for in the first round."""
+    """Fails for what was chosen in the first round, of some arms."""
 
-    def __init__(self, journal: str) -> None:
+    def __init__(self, journal: str, arms: Sequence[str] = ("asked",)) -> None:
         super().__init__()
-        self.chosen = Path(journal) / "round-01" / "chosen.extxyz"
+        self.chosen, self.arms = Path(journal) / "round-01" / "chosen.extxyz", arms
 
     def calculate(self, atoms: Any = None, *arguments: Any, **settings: Any) -> None:
         if self.chosen.exists():
-            asked = [frame for frame in read_systems(self.chosen) if frame.tags["arm"] == "asked"]
+            asked = [frame for frame in read_systems(self.chosen) if frame.tags["arm"] in self.arms]
             if any(np.allclose(atoms.positions, frame.positions) for frame in asked if len(frame) == len(atoms)):
                 raise RuntimeError("does not like it")
         super().calculate(atoms, *arguments, **settings)
@@ -150,6 +152,8 @@ def test_each_round_asks_labels_and_learns(finished: Path) -> None:
     assert {"translation", "forces", "batching"} <= {check["name"] for check in model.card["checks"] if check["passed"]}
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert page.count('<svg role="img"') == 3 and "What was forgotten" in page
+    assert "dynamics by the model at 300, 900 K" in page and "<dd>largest</dd>" in page
+    assert "validation       force RMSE" in sapis("info", finished / "model.sapis").text
     expected = labels[0].to_atoms()
     expected.calc = EMT()
     assert labels[0].energy == pytest.approx(expected.get_potential_energy(), abs=1e-8)
@@ -160,13 +164,15 @@ def test_each_round_asks_labels_and_learns(finished: Path) -> None:
 def test_kills_at_random_moments_change_nothing(finished: Path, tmp_path: Path, seed: int) -> None:
     recipe(tmp_path / "run")
     command = [sys.executable, "-c", "from sapis.cli import main; main()", "active", str(tmp_path / "run" / "active.yaml")]
-    rng = np.random.default_rng(seed)
+    rng, n_killed = np.random.default_rng(seed), 0
     for _ in range(4):
         process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(float(rng.uniform(2.0, 9.0)))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            n_killed += 1
         process.wait()
+    assert n_killed > 0
     ending = sapis("active", tmp_path / "run" / "active.yaml")
     assert ending.code == 0 and "stopped: 2 rounds" in ending.text and "round 2, 26 labels learned" in ending.text
     assert (tmp_path / "run" / "out" / "model.sapis").read_bytes() == (finished / "model.sapis").read_bytes()
@@ -210,6 +216,9 @@ def test_labels_of_two_methods_are_not_mixed(finished: Path, tmp_path: Path) -> 
     write_systems(tmp_path / "run" / "known.extxyz", [replace(frame, level="PBE") for frame in frames])
     with pytest.raises(ConfigError, match="frames of EMT"):
         active(recipe(tmp_path / "run", data="known.extxyz"))
+    with pytest.raises(ConfigError, match="frames of EMT"):
+        active(recipe(tmp_path / "run", data="known.extxyz", breadth={}))
+    assert not (tmp_path / "run" / "out").exists(), "before cheap labels are made"
     with pytest.raises(ConfigError, match="to_level"):
         active(recipe(tmp_path / "run", start=str(finished / "model.sapis"), labeler={"name": "emt", "level": "PBE"}))
 
@@ -247,6 +256,44 @@ def test_a_round_whose_labels_fail_or_that_finds_little_is_not_the_last(tmp_path
     assert "does not like it" in (out / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_a_round_all_of_whose_labels_fail_is_told_and_paid_for(tmp_path: Path) -> None:
+    write_pool(tmp_path / "run" / "pool.extxyz", 33)
+    out = tmp_path / "run" / "out"
+    labeler = {"name": "ase", "calculator": "test_active.FailsLater",
+               "arguments": {"journal": str(out), "arms": ["asked", "random"]}}
+    settings: dict[str, object] = {"system": None, "pool": "pool.extxyz", "rounds": 3, "n_per_round": 5, "labeler": labeler}
+    found = active(recipe(tmp_path / "run", **settings))
+    assert len(found.rounds) == 1 and "round 1: labels were wanted, and there are none of 5: " in found.reason
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("error: RuntimeError: does not like it") == 5
+    assert found.cost["cpu_seconds"] >= read_json(out / "records" / "round-01-labels.json")["cost"]["cpu_seconds"]
+    before = found.model.read_bytes()
+    again = active(recipe(tmp_path / "run", **settings))
+    assert again.reason == found.reason and again.model.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_bias_is_for_dynamics_of_a_model_that_knows_its_doubt(finished: Path, tmp_path: Path) -> None:
+    dynamics = {"n_replicas": 1, "equilibration_fs": 5, "decorrelation_fs": 2}
+    arguments = {"path": str(finished / "model.sapis"), "uncertainty": True}
+    driver = LabelerConfig(name="potential", is_stateless=True, arguments=arguments)
+    found = {}
+    for name, bias in (("plain", 0.0), ("biased", 0.5)):
+        asked = recipe(tmp_path / name, n_candidates=10, temperatures_K=[300], candidates={**dynamics, "bias": bias})
+        found[name] = [hash_systems(explored(asked, number, driver, "EMT", tmp_path / name / str(number))[0])
+                       for number in (0, 1)]
+    assert found["plain"][0] == found["biased"][0], "of the first round the driver is the method of the labels"
+    assert found["plain"][1] != found["biased"][1]
+
+
+def test_a_folder_of_others_is_refused_before_cheap_labels_are_made(tmp_path: Path) -> None:
+    (tmp_path / "run" / "out").mkdir(parents=True)
+    (tmp_path / "run" / "out" / "model.sapis").write_bytes(b"of others")
+    with pytest.raises(FileError, match="files that no run wrote"):
+        active(recipe(tmp_path / "run", breadth={}))
+
+
 def test_what_has_no_use_is_refused(tmp_path: Path) -> None:
     for wrong, words in (({"pool": "pool.extxyz", "system": None, "n_candidates": 50}, "n_candidates with pool"),
                          ({"start": "m.sapis", "model": {"preset": "tiny"}}, "model with m.sapis"),
@@ -273,7 +320,8 @@ def test_rules_hold_where_they_should_and_not_where_they_should_not() -> None:
     highest = max(one.force_std.max() for one in fresh)
 
     def why(n_unsure: int = 0, **rules: float) -> str:
-        return enough(StopRules(**rules), [20, 40, 60, 80], lambda: [50.0, 40.0, 35.0, 32.0], lambda: (fresh, n_unsure), forces)
+        return enough(StopRules(**rules), [20, 40, 60, 80], lambda: [50.0, 40.0, 35.0, 32.0], lambda: (fresh, n_unsure), forces,
+                      n_next=20)
 
     assert "less certain" in why(below_eV_A=1.01 * highest) and not why(below_eV_A=0.5 * highest)
     assert not why(n_unsure=3, below_eV_A=1.01 * highest)
@@ -284,9 +332,11 @@ def test_rules_hold_where_they_should_and_not_where_they_should_not() -> None:
 
 def test_the_next_round_is_worth_what_a_power_law_says() -> None:
     n = np.array([20.0, 40, 60, 80])
-    assert expected_gain(n, 300 / n) == pytest.approx(0.2) and expected_gain(n, np.full(4, 9.0)) == pytest.approx(0)
+    assert expected_gain(n, 300 / n, 20) == pytest.approx(0.2) and expected_gain(n, np.full(4, 9.0), 20) == pytest.approx(0)
+    all_failed = expected_gain(np.array([20.0, 40, 60, 60]), np.array([15, 7.5, 5, 5]), 20)
+    assert all_failed == pytest.approx(0.25), "the last labels that were asked for"
     rng = np.random.default_rng(0)
-    noisy = [expected_gain(n, n**-0.5 * np.exp(0.05 * rng.standard_normal(4))) for _ in range(1000)]
+    noisy = [expected_gain(n, n**-0.5 * np.exp(0.05 * rng.standard_normal(4)), 20) for _ in range(1000)]
     truth = 1 - (2 - 60 / 80) ** -0.5
     assert np.mean(np.array(noisy) > truth) == pytest.approx(0.9, abs=0.03), "the most that it can be, nine times of ten"
 
@@ -294,6 +344,9 @@ def test_the_next_round_is_worth_what_a_power_law_says() -> None:
 def test_a_block_that_names_some_settings_keeps_the_defaults_of_the_others(tmp_path: Path) -> None:
     some = recipe(tmp_path / "run", training={"learning_rate": 0.002}, candidates={"bias": 0.2})
     assert some.training.epochs == 100 and some.candidates.rattle_fraction == 0
+    assert recipe(tmp_path / "run", uncertainty={"dropout": None}).uncertainty.method == "distance"
+    breadth = recipe(tmp_path / "run", breadth={"budget": {"cpu_seconds": 1800}}).breadth
+    assert breadth is not None and breadth.budget.labels == 2000 and breadth.budget.cpu_seconds == 1800
     other = recipe(tmp_path / "run", training={"flops": 1e9}, candidates={"rattle_fraction": 0.3})
     assert other.training.epochs is None and other.candidates.rattle_fraction == 0.3
 

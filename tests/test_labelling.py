@@ -34,7 +34,7 @@ from sapis.executors.pool import Pool
 from sapis.labelers import labelling
 from sapis.labelers.journal import Journal
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import label_into, labels_in
+from sapis.labelers.labelling import all_labelled, label_at, label_into, labels_in
 
 LJ = LabelerConfig(name="lj")
 
@@ -194,6 +194,9 @@ def test_forces_beyond_the_limit_are_failures(tmp_path: Path) -> None:
         assert label_into(store, systems, wide, LocalExecutor(1)).n_labelled == 1, "another limit: what it refused is tried again"
         assert label_into(store, systems, narrow, LocalExecutor(1)).n_known == 2
         assert all(isinstance(each, Failure) and each.kind == "too_large" for each in labels_in(store, systems, narrow))
+    label_at(tmp_path / "other", systems, config, LocalExecutor(1))
+    assert all_labelled(tmp_path / "other", systems, config)
+    assert not all_labelled(tmp_path / "other", systems, wide), "it would be tried again"
 
 
 @pytest.mark.parametrize("limits", [{"WINDOW": 8}, {"DEAR_S": 0.0, "UNSAVED_S": 0.0}], ids=["many", "dear"])

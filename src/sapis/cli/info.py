@@ -56,7 +56,8 @@ def _show(path: Path, is_json: bool) -> None:
     typer.echo(f"level of theory  {card.get('level_of_theory', 'not given')}")
     if known := card.get("uncertainty"):
         typer.echo(f"uncertainty      {known['method']}, calibrated on {known['calibrations']['forces']['n']:,} forces")
-    for name, errors in card.get("test", {}).items():
+    validated = {"validation": card["validation"]} if "validation" in card else {}
+    for name, errors in (validated | card.get("test", {})).items():
         force, energy = errors.get("force_rmse_meV_A"), errors.get("energy_rmse_meV_atom")
         typer.echo(f"{name:16s} force RMSE {force if force is None else round(force, 2)} meV/Å, "
                    f"energy RMSE {energy if energy is None else round(energy, 3)} meV/atom, {errors.get('n')} frames")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from sapis.core.errors import ConfigError
 from sapis.core.files import read_text
@@ -23,6 +23,14 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+
+def defaults(**values: Any) -> AfterValidator:
+    """For a group of settings that has other defaults than its class: those hold, too, where the group names some of its keys."""
+    def fill(config: C) -> C:
+        return config.model_copy(update={key: value for key, value in values.items() if key not in config.model_fields_set})
+
+    return AfterValidator(fill)
 
 
 def parse_config(kind: type[C], values: Any, *, where: str) -> C:

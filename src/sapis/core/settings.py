@@ -25,7 +25,7 @@ def settings_tables(kinds: Sequence[type[Config]]) -> dict[str, str]:
     for kind in kinds:
         schema = kind.model_json_schema()
         schemas |= {kind.__name__: schema, **schema.get("$defs", {})}
-    return {_readable(name): _table(schema) for name, schema in schemas.items()}
+    return {_readable(name): _table(schema, schemas) for name, schema in schemas.items()}
 
 
 def _readable(name: str) -> str:
@@ -33,13 +33,13 @@ def _readable(name: str) -> str:
     return " ".join([words[0], *(word if word.isupper() else word.lower() for word in words[1:])])
 
 
-def _table(schema: dict[str, Any]) -> str:
+def _table(schema: dict[str, Any], groups: dict[str, dict[str, Any]]) -> str:
     about, _, attributes = schema.get("description", "").partition("Attributes:\n")
     meanings = {name: re.sub(r"\s+", " ", found["meaning"]).strip()
                 for found in ATTRIBUTE.finditer(attributes) for name in found["names"].split(", ")}
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for key, field in schema["properties"].items():
-        default = "needed" if key in schema.get("required", ()) else _default(field)
+        default = "needed" if key in schema.get("required", ()) else _default(field, groups)
         meaning = field.get("description") or meanings.get(key, "")
         cells = f"`{key}`", _value(field), default, meaning if ". " in meaning else meaning.removesuffix(".")
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
@@ -68,10 +68,14 @@ def _value(schema: dict[str, Any]) -> str:
     return ", ".join([name, *limits])
 
 
-def _default(schema: dict[str, Any]) -> str:
+def _default(schema: dict[str, Any], groups: dict[str, dict[str, Any]]) -> str:
     default = schema.get("default")
-    if default is None or default in ("", [], {}) or isinstance(default, dict):
+    if default is None or default in ("", [], {}):
         return ""
+    if isinstance(default, dict):  # of a group: what differs from its own
+        own = groups[schema["$ref"].rpartition("/")[2]]["properties"]
+        return ", ".join(f"`{key}: {value}`" for key, value in default.items()
+                         if value not in ([], {}) and value != own[key].get("default"))
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, list):

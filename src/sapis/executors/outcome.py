@@ -11,6 +11,7 @@ from sapis.core.config import Config
 
 FailureKind = Literal["not_converged", "not_finite", "unsupported", "too_large", "timeout", "memory", "crashed", "killed",
                       "error"]
+KILLED: FailureKind = "killed"
 
 
 @dataclass(frozen=True)

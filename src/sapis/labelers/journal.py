@@ -93,12 +93,16 @@ class Journal:
         """Note what labels are limited to, by the kind of failure that comes of it. Those of a kind whose limit is another one
         than before are forgotten.
         """
-        key = _LIMITS + self._method.encode()
+        stale = self.stale_kinds(limits)
         with self._file.begin(write=True) as transaction:
-            before = json.loads(transaction.get(key) or b"null")
-            transaction.put(key, json.dumps([dict(limits)]).encode())
-        if before is not None:
-            self.forget_failures([kind for kind, limit in limits.items() if before[0].get(kind) != limit])
+            transaction.put(_LIMITS + self._method.encode(), json.dumps([dict(limits)]).encode())
+        self.forget_failures(stale)
+
+    def stale_kinds(self, limits: Mapping[str, Any]) -> list[str]:
+        """Kinds of failures whose limit is another one in ``limits`` than when they were noted."""
+        with self._file.begin() as transaction:
+            before = json.loads(transaction.get(_LIMITS + self._method.encode()) or b"null")
+        return [] if before is None else [kind for kind, limit in limits.items() if before[0].get(kind) != limit]
 
     def _catch_up(self) -> None:
         """Note frames that were appended after the last note, by whoever was labelling then. Those of other levels were not."""

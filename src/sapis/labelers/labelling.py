@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from ase.data import ground_state_magnetic_moments
 
-from sapis.core.errors import DataError
+from sapis.core.errors import DataError, LabelerError
 from sapis.core.progress import progress_bar
 from sapis.data.store import Store
 from sapis.data.system import System
 from sapis.executors.executor import Executor
-from sapis.executors.outcome import Failure, Limits
+from sapis.executors.outcome import KILLED, Failure, Limits
 from sapis.labelers.build import build_labeler
 from sapis.labelers.evaluation import within_limit
 from sapis.labelers.journal import Journal
@@ -86,12 +86,10 @@ def label_into(
     """
     labeler = build_labeler(config)
     found = Labelling(labeler.level, labeler.method)
-    limits = limits or Limits()
-    if limits.timeout_s is None:
-        limits = limits.model_copy(update={"timeout_s": config.timeout_s})
+    limits = _with_time(limits or Limits(), config)
     with Journal(store, labeler.method, labeler.level) as journal, progress_bar(is_hidden=is_quiet) as bar:
-        journal.forget_failures(None if retry_failures else ("killed",))
-        journal.limited({"too_large": config.max_force_eV_A, "timeout": limits.timeout_s, "memory": limits.memory_MB})
+        journal.forget_failures(None if retry_failures else (KILLED,))
+        journal.limited(_limited_to(config, limits))
         task = bar.add_task(f"labels {labeler.level}", total=total, note="")
         writing = _Writing(store, journal, found, at_once=at_once)
         shown = 0.0
@@ -147,10 +145,23 @@ def labels_in(store: Store, systems: Sequence[System], config: LabelerConfig) ->
 
 
 def all_labelled(path: Path, systems: Sequence[System], config: LabelerConfig) -> bool:
-    """Whether the store at ``path`` knows what comes of each of ``systems`` by this method, a label or a failure."""
+    """Whether the store at ``path`` knows what comes of each of ``systems`` by this method, a label or a failure that would not
+    be tried again.
+    """
     labeler = build_labeler(config)
     with Store.at(path) as store, Journal(store, labeler.method, labeler.level) as journal:
-        return all(outcome is not None for outcome in journal.get([journal.key(system) for system in systems]))
+        tried_again = {KILLED, *journal.stale_kinds(_limited_to(config, _with_time(Limits(), config)))}
+        outcomes = journal.get([journal.key(system) for system in systems])
+        return not any(outcome is None or (isinstance(outcome, Failure) and outcome.kind in tried_again) for outcome in outcomes)
+
+
+def require_not_killed(outcomes: Sequence[System | Failure], where: str) -> None:
+    """Raise `LabelerError` if one was ended from outside: that says nothing of its structure, and another call tries it again."""
+    if killed := [outcome for outcome in outcomes if isinstance(outcome, Failure) and outcome.kind == KILLED]:
+        raise LabelerError(
+            expected="labels, or reasons why there are none", received=f"{len(killed)} of {len(outcomes)} killed: "
+            f"{killed[0].reason}", where=where,
+            todo="run the same command again, with more memory or fewer workers: what is finished is kept")
 
 
 def label_at(path: Path, systems: Sequence[System], config: LabelerConfig, executor: Executor, *, limits: Limits | None = None,
@@ -182,6 +193,16 @@ def isolated_atom_energies(config: LabelerConfig, elements: Iterable[int], execu
     atoms = [System(numbers=np.array([z]), positions=np.zeros((1, 3)), spin=multiplicities[z]) for z in known]
     outcomes = executor.outcomes(partial(_labelling, config), atoms, limits=Limits(timeout_s=config.timeout_s))
     return dict(sorted((known[number], outcome.energy) for number, outcome in outcomes if isinstance(outcome, Label)))
+
+
+def _with_time(limits: Limits, config: LabelerConfig) -> Limits:
+    """The time limit is the configuration's if there is none."""
+    return limits if limits.timeout_s is not None else limits.model_copy(update={"timeout_s": config.timeout_s})
+
+
+def _limited_to(config: LabelerConfig, limits: Limits) -> dict[str, Any]:
+    """By the kind of failure that comes of it."""
+    return {"too_large": config.max_force_eV_A, "timeout": limits.timeout_s, "memory": limits.memory_MB}
 
 
 def _missing(systems: Iterable[System], journal: Journal, found: Labelling, writing: _Writing, show: Callable[[], None],

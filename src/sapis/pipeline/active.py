@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from sapis.core.errors import ConfigError, DataError
 from sapis.core.records import Record, read_record
 from sapis.data.formats import read_systems
@@ -14,7 +16,7 @@ from sapis.pipeline.choice import ASKED, CONTROL, MIN_HELD, RANDOM, n_held_of
 from sapis.pipeline.delta import CheapLabels
 from sapis.pipeline.label import executor_of
 from sapis.pipeline.recipe import Recipe
-from sapis.pipeline.rounds import ActiveOutcome, rounds
+from sapis.pipeline.rounds import ONE_NAME, ActiveOutcome, rounds, workspace_of
 from sapis.pipeline.run import run
 from sapis.pipeline.workspace import RECORDS
 
@@ -29,9 +31,12 @@ def active(recipe: ActiveRecipe) -> ActiveOutcome:
         SapisError: bad input; all labels and models so far are kept.
     """
     known = _known(recipe)
-    # What cannot label says so now, and not when cheap labels are made and learned from.
-    build_labeler(recipe.labeler)
+    # What stands in the way says so now, and not when cheap labels are made and learned from.
+    labeler = build_labeler(recipe.labeler)
     executor_of(recipe.cluster, recipe.workers)
+    _require_one_level(known or {}, {"", recipe.to_level, labeler.level}, recipe.to_level or labeler.level)
+    with workspace_of(recipe).locked():
+        pass
     begun, breadth, cheap = _broadened(recipe)
     return rounds(begun, known=known, breadth=breadth, cheap=cheap)
 
@@ -78,6 +83,13 @@ def _known(recipe: ActiveRecipe) -> dict[str, list[System]] | None:
     at_random = [system for system, new in zip(held, is_new, strict=True) if not new]
     raise_on_errors(lint([*given, *others]) + lint_splits(asked, at_random), waived=recipe.waive)  # copies may contradict
     return {ASKED: asked, RANDOM: at_random}
+
+
+def _require_one_level(known: Mapping[str, Sequence[System]], allowed: set[str], level: str) -> None:
+    """Energies of two methods differ by thousands of eV."""
+    if named := {system.level for part in known.values() for system in part} - allowed:
+        raise ConfigError(expected=f"frames of {level}, the method of the labels", received=", ".join(sorted(named)),
+                          where="data", todo=ONE_NAME + "label them anew")
 
 
 def _split(recipe: ActiveRecipe, systems: list[System]) -> tuple[list[System], list[System]]:

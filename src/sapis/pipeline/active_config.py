@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sapis.core.config import Config, load_yaml, parse_config
+from sapis.core.config import Config, defaults, load_yaml, parse_config
 from sapis.executors.cluster import ClusterConfig
 from sapis.labelers.labeler import LabelerConfig
 from sapis.model.config import ModelConfig
@@ -33,25 +33,19 @@ class BreadthConfig(Config):
     labeler: LabelerConfig = LabelerConfig()
     temperatures_K: list[Annotated[float, Field(gt=0)]] = Field(
         [300.0, 600.0, 1000.0], min_length=1, description="of the dynamics that samples structures")
-    budget: BudgetConfig = BudgetConfig(labels=2000)
+    budget: Annotated[BudgetConfig, defaults(labels=2000)] = BudgetConfig(labels=2000)
     candidates: CandidatesConfig = CandidatesConfig()
     training: TrainingConfig = TrainingConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     delta: Annotated[TrainingConfig, AfterValidator(_ended)] | None = Field(
         None, description="training of a model of what dear labels differ from cheap ones by; corrected by it, the cheap ones "
-        "are learned beside the dear ones")
+        "are learned beside the dear ones; without an end 100 epochs")
 
     @model_validator(mode="after")
     def _one_place_each(self) -> BreadthConfig:
         if self.training.cpu_seconds is not None or self.training.seed != 0:
             raise ValueError("no cpu_seconds or seed under training of breadth: a recipe gives them as its budget and seed")
         return self
-
-
-def _unrattled(candidates: CandidatesConfig) -> CandidatesConfig:
-    """Without rattled structures, if it does not ask for them: dynamics goes where the model will."""
-    changes = {} if "rattle_fraction" in candidates.model_fields_set else {"rattle_fraction": 0.0}
-    return candidates.model_copy(update=changes)
 
 
 class ActiveRecipe(RoundsConfig):
@@ -72,8 +66,9 @@ class ActiveRecipe(RoundsConfig):
     n_start: int = Field(40, ge=20, description="labels before the first choice")
     temperatures_K: list[Annotated[float, Field(gt=0)]] = Field(
         [300.0, 600.0], min_length=1, description="of the dynamics that finds candidates")
-    candidates: Annotated[CandidatesConfig, AfterValidator(_unrattled)] = CandidatesConfig(rattle_fraction=0.0)
-    uncertainty: UncertaintyConfig = UncertaintyConfig(method="distance")
+    # Dynamics goes where the model will; rattling does not.
+    candidates: Annotated[CandidatesConfig, defaults(rattle_fraction=0.0)] = CandidatesConfig(rattle_fraction=0.0)
+    uncertainty: Annotated[UncertaintyConfig, defaults(method="distance")] = UncertaintyConfig(method="distance")
     model: ModelConfig = ModelConfig()
     training: Annotated[TrainingConfig, AfterValidator(_ended)] = TrainingConfig(epochs=EPOCHS)
     control: bool = Field(False, description="train a second model on as many labels at random, to see what choosing brings: "

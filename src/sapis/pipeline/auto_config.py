@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from sapis.core.config import Config
+from sapis.core.config import Config, defaults
 from sapis.labelers.labeler import LabelerConfig
 from sapis.scaling.controller import ControllerConfig
 from sapis.scaling.policies import Policy
@@ -73,7 +73,7 @@ class AutoConfig(GrowthConfig):
     to_level: str = Field("", description="with start: level of theory of the labels, if it is another than the model's")
     labeler: LabelerConfig | None = Field(None, description="method that labels the structures as they are asked for")
     cheap: CheapConfig | None = Field(None, description="with a labeler: cheap labels first, and a model of them to go on from")
-    training: TrainingConfig = TrainingConfig(validations=1)
+    training: Annotated[TrainingConfig, defaults(validations=1)] = TrainingConfig(validations=1)
     n_validation: int = Field(200, ge=1, description="frames that validate, and by which it decides")
     n_test: int = Field(500, ge=1, description="frames of the final figures")
     group_by: str = Field("", description="tag: frames that share its value are in one part")

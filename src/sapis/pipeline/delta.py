@@ -20,9 +20,10 @@ from sapis.data.formats import read_systems, write_systems
 from sapis.data.system import System
 from sapis.evaluate.errors import evaluate
 from sapis.executors.executor import Executor
+from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import label_at
+from sapis.labelers.labelling import label_at, require_not_killed
 from sapis.pipeline.choice import ASKED, RANDOM
 from sapis.pipeline.past import Past
 from sapis.potential.prediction import Prediction
@@ -55,6 +56,7 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
 
     Raises:
         DataError: no structure has labels of both methods.
+        LabelerError: a cheap label whose process was killed.
     """
     recipe, training = past.recipe, cheap.training.model_copy(update={"seed": derive_seed(past.recipe.seed, "delta", number)})
     inputs = past.settings("model") | {
@@ -63,7 +65,7 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
         "training": training.model_dump(mode="json")}
 
     def run() -> dict[str, Any]:
-        (train, _), (held, took) = (
+        (train, lost, _), (held, lost_held, took) = (
             _differences(past.known(arm), cheap.labeler, past.work.path(STORE), executor) for arm in (ASKED, RANDOM))
         if not train:
             raise DataError(expected="cheap labels of the structures that have dear ones", received="none: all have failed",
@@ -78,7 +80,8 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
         errors = evaluate(fitting.potential, held)["force_rmse_meV_A"] if held else None
         took -= sum(steps["delta"].result["label_cpu_seconds"] for steps in past.rounds[:number])
         return {"n_train": len(train), "n_held": len(held), "n_corrected": len(frames), "force_rmse_meV_A": errors,
-                "label_cpu_seconds": took, "cost": {"cpu_seconds": spent.cpu_seconds + took, "flops": spent.flops}}
+                "failures": lost + lost_held, "label_cpu_seconds": took,
+                "cost": {"cpu_seconds": spent.cpu_seconds + took, "flops": spent.flops}}
 
     result = past.step(number, "delta", inputs, CORRECTED, run).result
     on_held = f", force RMSE {result['force_rmse_meV_A']:.1f} meV/Å on {result['n_held']} held out" if result["n_held"] else ""
@@ -87,11 +90,16 @@ def correct(past: Past, number: int, cheap: CheapLabels, level: str, executor: E
 
 
 def _differences(systems: Sequence[System], labeler: LabelerConfig, store: Path, executor: Executor,
-                 ) -> tuple[list[System], float]:
-    """Labels of ``systems`` minus those by ``labeler``, where these do not fail; CPU seconds of all labels in ``store``."""
+                 ) -> tuple[list[System], list[dict[str, str]], float]:
+    """Labels of ``systems`` minus those by ``labeler``, where these do not fail; how the others failed; CPU seconds of all labels
+    in ``store``.
+    """
     done, cheap = label_at(store, [system.without_labels() for system in systems], labeler, executor, is_quiet=True)
-    return [replace(_sum(system, other, -1), level="") for system, other in zip(systems, cheap, strict=True)
-            if isinstance(other, System)], done.total_cpu_seconds
+    require_not_killed(cheap, f"labeler {labeler.name}")
+    differences = [replace(_sum(system, other, -1), level="") for system, other in zip(systems, cheap, strict=True)
+                   if isinstance(other, System)]
+    failures = [{"kind": other.kind, "reason": other.reason} for other in cheap if isinstance(other, Failure)]
+    return differences, failures, done.total_cpu_seconds
 
 
 def _sum(system: System, other: System | Prediction, sign: int) -> System:

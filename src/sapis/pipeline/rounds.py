@@ -21,7 +21,7 @@ from ase.data import chemical_symbols
 
 from sapis.api import Model, load, save
 from sapis.core.errors import ConfigError, LabelerError
-from sapis.core.files import hash_file
+from sapis.core.files import hash_file, write_text
 from sapis.core.memory import keep_freed_memory
 from sapis.core.records import Record
 from sapis.core.version import __version__
@@ -32,7 +32,7 @@ from sapis.evaluate.errors import evaluate
 from sapis.executors.outcome import Failure
 from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
-from sapis.labelers.labelling import all_labelled, isolated_atom_energies, label_at
+from sapis.labelers.labelling import all_labelled, isolated_atom_energies, label_at, require_not_killed
 from sapis.pipeline.active_config import ActiveRecipe
 from sapis.pipeline.checks import checks, smallest
 from sapis.pipeline.choice import ASKED, CONTROL, RANDOM, TOO_CLOSE, NothingToAsk, choose, explored, is_known, worth_a_label
@@ -51,6 +51,7 @@ from sapis.uncertainty.stopping import enough
 
 STORE, REPORT = "labels.store", "report.html"
 N_SHOWN = 3  # structures of each round in the report
+CHECK = "check charge, spin and structures"
 ONE_NAME = "if they are one method, give both one name (labeler: {level: NAME}); if not, "
 
 
@@ -93,9 +94,14 @@ def rounds(recipe: ActiveRecipe, *, known: Mapping[str, Sequence[System]] | None
     """
     keep_freed_memory()
     torch.set_num_threads(recipe.training.threads)
-    work = Workspace(recipe.output, [STORE, MODEL, REPORT])
+    work = workspace_of(recipe)
     with work.locked():
         return _Run(recipe, work, known, dict(breadth or {}), cheap).finish()
+
+
+def workspace_of(recipe: ActiveRecipe) -> Workspace:
+    """The folder of a run."""
+    return Workspace(recipe.output, [STORE, MODEL, REPORT])
 
 
 class _Run:
@@ -107,19 +113,11 @@ class _Run:
         self.labeler = build_labeler(recipe.labeler)
         self.level = recipe.to_level or self.labeler.level  # of theory, of all labels
         self.executor = executor_of(recipe.cluster, recipe.workers)
-        self._require_one_level()
         if recipe.start is not None:
             self._require_known(load(recipe.start))
 
-    def _require_one_level(self) -> None:
-        """Say now if what there is has other energies than the labels to come: those of two methods differ by thousands of eV."""
-        named = {system.level for part in (self.known or {}).values() for system in part} - {"", self.level, self.labeler.level}
-        if named:
-            raise ConfigError(expected=f"frames of {self.level}, the method of the labels", received=", ".join(sorted(named)),
-                              where="data", todo=ONE_NAME + "label them anew")
-
     def _require_known(self, model: Model) -> None:
-        """The same for elements, charges and levels of theory that the model to begin from does not know."""
+        """Say now of elements, charges and levels of theory that the model to begin from does not know them."""
         start, levels, where = model.single, model.potential.conditions.levels, f"start: {self.recipe.start}"
         systems = [system for part in (self.known or {}).values() for system in part]
         systems += load_structure(file=self.recipe.pool) if self.recipe.pool else []
@@ -172,11 +170,11 @@ class _Run:
         learned = self.past.known(ASKED)
         checked = self.work.step("checks", {"version": __version__, "model": hash_file(source)}, [],
                                  lambda: checks(source, smallest(learned)))
-        final = self.work.step("bundle", {"model": hash_file(source), "checks": checked.result["checks"]}, [MODEL],
-                               lambda: self._bundle(source, checked.result["checks"]))
         curves = learning_curves(self.past)
+        card = {"checks": checked.result["checks"], "validation": curves["errors"][ASKED][-1]}
+        final = self.work.step("bundle", {"model": hash_file(source)} | card, [MODEL], lambda: self._bundle(source, card))
         write_active_report(self.work.path(REPORT), ActiveStory(
-            self.recipe.name, reason, self.past.rounds, curves, self._least_certain(), self.breadth))
+            self.recipe.name, self._how(), reason, self.past.rounds, curves, self._least_certain(), self.breadth))
         cost = {key: sum(record.cost.get(key, 0.0) for record in self._steps()) for key in ("cpu_seconds", "flops")}
         return ActiveOutcome(self.work.path(MODEL), self.work.path(REPORT), final.result["file_hash"], self.past.models, curves,
                              reason, cost, checked.result["all_passed"])
@@ -186,6 +184,20 @@ class _Run:
     def _steps(self) -> list[Record]:
         """The records of all rounds so far."""
         return [record for steps in self.past.rounds for record in steps.values()]
+
+    def _how(self) -> list[tuple[str, str]]:
+        """What the recipe says of where it looked and how it chose."""
+        recipe, dynamics = self.recipe, self.recipe.candidates
+        found = [("labels", self.labeler.level), ("uncertainty", recipe.uncertainty.method), ("choice", recipe.strategy)]
+        if recipe.pool:
+            return [*found, ("candidates", f"{len(load_structure(file=recipe.pool)):,} structures of {recipe.pool.name}")]
+        kelvins = ", ".join(f"{temperature:g}" for temperature in recipe.temperatures_K)
+        found.append(("candidates", f"dynamics by the model at {kelvins} K"))
+        further = {"displaced structures": recipe.displaced_fraction, "bias of the dynamics": dynamics.bias,
+                   "dynamics ends above (eV/Å)": dynamics.max_uncertainty_eV_A,
+                   "left out above (eV per atom)": recipe.energy_window_eV_atom,
+                   "left out above (eV/Å)": recipe.labeler.max_force_eV_A}
+        return found + [(name, f"{value:g}") for name, value in further.items() if value]
 
     def _least_certain(self) -> list[System]:
         """Of each round some that were asked for."""
@@ -257,7 +269,7 @@ class _Run:
             return potential.posterior(systems), beyond + self.past.rounds[number]["candidates"].result["n_lost"]
 
         return enough(self.recipe.stop, [record.result["n_train"] for record in self.past.models], errors, fresh,
-                      potential.calibrations["forces"])
+                      potential.calibrations["forces"], self.recipe.n_asked)
 
     def _choice(self, number: int) -> Record:
         inputs = self.past.rounds[number]["candidates"].result["files"] | self.past.settings(
@@ -300,31 +312,29 @@ class _Run:
         return {"method": self.labeler.method, "isolated": {str(z): energy for z, energy in isolated.items()}}
 
     def _labels(self, number: int, chosen: Record) -> None:
-        recipe = self.recipe
+        recipe, where = self.recipe, f"round {number}, labeler {self.recipe.labeler.name}"
 
         def run() -> dict[str, Any]:
             systems = read_systems(self.past.path(number, "chosen.extxyz"))
             self._require_can_train(number, systems)
             done, outcomes = label_at(self.work.path(STORE), systems, recipe.labeler, self.executor, at_once=True)
             labelled = [outcome for outcome in outcomes if isinstance(outcome, System)]
-            if killed := [outcome for outcome in outcomes if isinstance(outcome, Failure) and outcome.kind == "killed"]:
-                raise LabelerError(  # from outside, which says nothing of the structure
-                    expected="labels, or reasons why there are none", received=f"{len(killed)} of {len(systems)} killed: "
-                    f"{killed[0].reason}", where=f"round {number}, labeler {recipe.labeler.name}",
-                    todo="run the same command again, with more memory or fewer workers: what is finished is kept")
+            require_not_killed(outcomes, where)
             # Each structure once: the control may have one that was asked for.
             failed = {systems[k].structure_hash(): {"number": k, "kind": outcome.kind, "reason": outcome.reason}
                       for k, outcome in enumerate(outcomes) if isinstance(outcome, Failure)}
             failures = list(failed.values())
             labelled = _held_of_known_kind(labelled) if number == 0 else labelled  # later ones are chosen so
             counts = Counter(system.tags["arm"] for system in labelled)
-            if not labelled or (number == 0 and (counts[ASKED] == 0 or counts[RANDOM] < MIN_ERRORS)):
-                why = failures[0]["reason"] if failures else "none was asked for"
-                raise NothingToAsk(
-                    expected="labels" + ("" if number else f" of frames that were asked for, and {MIN_ERRORS} at random"),
-                    received=f"{counts[ASKED]} and {counts[RANDOM]} of {len(systems)}: {why}",
-                    where=f"round {number}, labeler {recipe.labeler.name}", todo="check charge, spin and structures")
-            write_systems(self.past.path(number, "labelled.extxyz"), [replace(system, level=self.level) for system in labelled])
+            if number == 0 and (counts[ASKED] == 0 or counts[RANDOM] < MIN_ERRORS):
+                raise LabelerError(
+                    expected=f"labels of frames that were asked for, and {MIN_ERRORS} at random",
+                    received=f"{counts[ASKED]} and {counts[RANDOM]} of {len(systems)}: "
+                    f"{failures[0]['reason'] if failures else 'none was asked for'}", where=where, todo=CHECK)
+            path = self.past.path(number, "labelled.extxyz")
+            write_systems(path, [replace(system, level=self.level) for system in labelled])
+            if not labelled:
+                write_text(path, "\n")  # no frames, and yet no file that was cut off
             n_labelled = len({system.structure_hash() for system in labelled})
             spent_before = sum(record.cost["cpu_seconds"] for record in self.past.labels)
             return {"n_labelled": n_labelled, "failures": failures, **self._method(number, systems),
@@ -333,7 +343,12 @@ class _Run:
         inputs = self.past.settings("labeler", "to_level") | chosen.result["files"] | {"method": self.labeler.method}
         if number == 0:
             inputs["start"] = recipe.start is not None
-        self.past.labels.append(self.past.step(number, "labels", inputs, "labelled.extxyz", run))
+        record = self.past.step(number, "labels", inputs, "labelled.extxyz", run)
+        if not record.result["n_labelled"]:  # what it cost and why they failed is in its record
+            failures = record.result["failures"]
+            raise NothingToAsk(expected="labels", received=f"none of {len(failures)}: {failures[0]['reason']}", where=where,
+                               todo=CHECK)
+        self.past.labels.append(record)
 
     def _require_can_train(self, number: int, systems: Sequence[System]) -> None:
         """Say before they are bought that new labels would be for a training that is there and has begun with others."""
@@ -344,9 +359,9 @@ class _Run:
                 where=f"round {number}, {folder}", todo="choose another output folder, or delete the folders of this round and "
                 "of later ones: labels so far are kept in any case")
 
-    def _bundle(self, source: Path, checked: list[dict[str, Any]]) -> dict[str, Any]:
+    def _bundle(self, source: Path, card: dict[str, Any]) -> dict[str, Any]:
         model = load(source)
-        return {"file_hash": save(self.work.path(MODEL), model.potential, {**model.card, "checks": checked})}
+        return {"file_hash": save(self.work.path(MODEL), model.potential, model.card | card)}
 
 
 def _held_of_known_kind(labelled: Sequence[System]) -> list[System]:

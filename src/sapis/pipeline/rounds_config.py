@@ -28,9 +28,14 @@ class RoundsConfig(Config):
         None, gt=0, description="of trainings that go on from a model: all rounds but the first, and that one with a start, "
         "too; default: that of the training")
 
+    @property
+    def n_asked(self) -> int:
+        """Labels of a round that are asked for, and learned from."""
+        return self.n_per_round - max(1, round(self.random_fraction * self.n_per_round))
+
     @model_validator(mode="after")
     def _asks_for_some(self) -> RoundsConfig:
-        if self.n_per_round - max(1, round(self.random_fraction * self.n_per_round)) < 1:
+        if self.n_asked < 1:
             raise ValueError("n_per_round and random_fraction that leave a frame to ask for")
         return self
 

@@ -30,8 +30,9 @@ class ActiveStory:
 
     Attributes:
         title: of the page.
+        how: facts about how it asked: names and values.
         reason: why the run stopped.
-        rounds: by step (``candidates``, ``choice``, ``labels``, ``model``) the record of each round that had it.
+        rounds: by step (``candidates``, ``choice``, ``labels``, ``delta``, ``model``) the record of each round that had it.
         curves: of the arm ``asked``, and ``control`` if there is one, numbers of labels ``n_train`` and ``errors`` on all
             ``n_held`` frames that were held out, round by round.
         structures: that were asked for, with captions.
@@ -39,6 +40,7 @@ class ActiveStory:
     """
 
     title: str
+    how: Sequence[tuple[str, str]]
     reason: str
     rounds: Sequence[dict[str, Record]]
     curves: Mapping[str, Any]
@@ -126,11 +128,16 @@ def _asked(story: ActiveStory) -> Html:
                          number(len(labels["failures"]))))
     head = ["Round", "Candidates", "Left out", "Asked", "At random", "Uncertainty of all (eV/Å)", "Of those asked",
             "Failed labels"]
-    failures = [tag("p", f"round {k}, structure {each['number']}: {each['kind']}: {each['reason']}", class_="note")
-                for k, found in enumerate(story.rounds) if "labels" in found for each in found["labels"].result["failures"]]
-    failures += [tag("p", f"round {k}, trajectory {name}: {ending}", class_="note") for k, found in enumerate(story.rounds)
-                 if "candidates" in found for name, ending in found["candidates"].result["endings"].items()]
-    return join([table(head, rows, n_text=0), *failures])
+    left_out = {k: [f"{n} for {why}" for why, n in found["choice"].result["left_out"].items() if n]
+                for k, found in enumerate(story.rounds) if "choice" in found}
+    notes = [f"round {k}, left out: {', '.join(reasons)}" for k, reasons in left_out.items() if reasons]
+    notes += [f"round {k}, structure {each['number']}: {each['kind']}: {each['reason']}"
+              for k, found in enumerate(story.rounds) if "labels" in found for each in found["labels"].result["failures"]]
+    notes += [f"round {k}, cheap label of a structure with a dear one: {each['kind']}: {each['reason']}"
+              for k, found in enumerate(story.rounds) if "delta" in found for each in found["delta"].result["failures"]]
+    notes += [f"round {k}, trajectory {name}: {ending}" for k, found in enumerate(story.rounds)
+              if "candidates" in found for name, ending in found["candidates"].result["endings"].items()]
+    return join([facts(story.how), table(head, rows, n_text=0), *(tag("p", note, class_="note") for note in notes)])
 
 
 def _doubt(story: ActiveStory) -> Html:

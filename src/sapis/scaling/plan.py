@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from sapis.core.config import Config
+from sapis.core.config import Config, defaults
 from sapis.core.errors import ConfigError
 from sapis.training.config import TrainingConfig
 
@@ -34,7 +34,7 @@ class StudyConfig(Config):
     n_validation: int = Field(200, ge=1, description="frames that validate")
     n_test: int = Field(500, ge=1, description="frames whose error the laws are of")
     group_by: str = Field("", description="tag: frames that share its value are in one part")
-    training: TrainingConfig = TrainingConfig(validations=4)
+    training: Annotated[TrainingConfig, defaults(validations=4)] = TrainingConfig(validations=4)
     seed: int = Field(0, ge=0, lt=2**63, description="of everything random")
 
     @model_validator(mode="after")

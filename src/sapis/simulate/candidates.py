@@ -13,7 +13,7 @@ from sapis.core.files import hash_file, hash_json
 from sapis.core.progress import console, progress_bar
 from sapis.core.records import Record, Stopwatch, provenance, read_record, valid_record, write_record
 from sapis.data.system import System
-from sapis.executors.outcome import Failure
+from sapis.executors.outcome import KILLED, Failure
 from sapis.executors.pool import run_tasks
 from sapis.labelers.build import build_labeler
 from sapis.labelers.labeler import LabelerConfig
@@ -109,7 +109,7 @@ def _run_plan(
         )
     lost = {i: outcome for i, outcome in zip(missing, outcomes, strict=True) if isinstance(outcome, Failure)}
     for i, failure in lost.items():
-        if failure.kind == "killed":  # from outside, which says nothing of the trajectory
+        if failure.kind == KILLED:  # from outside, which says nothing of the trajectory
             raise LabelerError(expected="a trajectory to its end", received=failure.reason, where=plan[i].name,
                                todo="run the same command again, with more memory or fewer workers: what is finished is kept")
     candidates, endings = [], {}

@@ -32,11 +32,12 @@ class StopRules(Config):
         None, gt=0, lt=1, description="by the law of the rounds so far, the next one takes less than this share off the error, "
         "with 90 % confidence")
     cpu_seconds: float | None = Field(
-        None, gt=0, description="labels, trajectories and trainings so far have taken this long; no further round is begun")
+        None, gt=0, description="labels, trajectories and trainings of all rounds, and cheap labels before them, have taken "
+        "this long; no further round is begun")
 
 
 def enough(rules: StopRules, n_labels: Sequence[int], errors: Callable[[], Sequence[float]],
-           fresh: Callable[[], tuple[Sequence[Posterior], int]], forces: Calibration) -> str:
+           fresh: Callable[[], tuple[Sequence[Posterior], int]], forces: Calibration, n_next: int) -> str:
     """Why no more labels are needed, or an empty string. What was spent (``cpu_seconds``) is for the caller to look at.
 
     Args:
@@ -45,9 +46,10 @@ def enough(rules: StopRules, n_labels: Sequence[int], errors: Callable[[], Seque
         fresh: posteriors of the last model for candidates, and how many more there were of which it cannot be sure: structures
             that it puts beyond all limits, trajectories that broke off. Asked for likewise.
         forces: its calibration.
+        n_next: labels that the next round would add.
     """
-    if rules.min_gain is not None and len(n_labels) >= MIN_FOR_LAW:
-        gain = expected_gain(np.array(n_labels, dtype=float), np.array(errors()))
+    if rules.min_gain is not None and len(set(n_labels)) >= MIN_FOR_LAW:
+        gain = expected_gain(np.array(n_labels, dtype=float), np.array(errors()), n_next)
         if gain < rules.min_gain:
             return f"by the law of the rounds so far, the next one would take {100 * gain:.2g} % off the error at most"
     if rules.target_meV_A is None and rules.below_eV_A is None:
@@ -87,12 +89,12 @@ def error_below_which(level: float, stds: np.ndarray, forces: Calibration, unsur
     return tail * float(brentq(more_than_asked, 0.0, high)) if more_than_asked(high) > 0 else np.inf
 
 
-def expected_gain(n_labels: np.ndarray, errors: np.ndarray) -> float:
-    """Share by which the next round, as large as the last, lowers the error, if errors ``(rounds,)`` go as a power of the labels
+def expected_gain(n_labels: np.ndarray, errors: np.ndarray, n_next: int) -> float:
+    """Share by which ``n_next`` further labels lower the error, if errors ``(rounds,)`` go as a power of the labels
     ``(rounds,)``: the most that it can be, with the confidence `SURE`.
     """
     x, y, n_free = np.log(n_labels), np.log(errors), len(errors) - 2
     slope, offset = np.polyfit(x, y, 1)
     deviation = np.sqrt(np.sum((y - offset - slope * x) ** 2) / n_free / np.sum((x - x.mean()) ** 2))
     steepest = slope - t.ppf(SURE, n_free) * deviation
-    return 1 - float((2 - n_labels[-2] / n_labels[-1]) ** steepest)
+    return 1 - float((1 + n_next / n_labels[-1]) ** steepest)
