@@ -93,10 +93,9 @@ class Journal:
         """Note what labels are limited to, by the kind of failure that comes of it. Those of a kind whose limit is another one
         than before are forgotten.
         """
-        stale = self.stale_kinds(limits)
+        self.forget_failures(self.stale_kinds(limits))
         with self._file.begin(write=True) as transaction:
             transaction.put(_LIMITS + self._method.encode(), json.dumps([dict(limits)]).encode())
-        self.forget_failures(stale)
 
     def stale_kinds(self, limits: Mapping[str, Any]) -> list[str]:
         """Kinds of failures whose limit is another one in ``limits`` than when they were noted."""
