@@ -3,8 +3,7 @@
 The test frames are from dynamics of their own at 600 K, driven by GFN2-xTB and labelled by the functional. Beside it stand new
 models that learn from as many labels of the functional at random, of frames of the same temperatures, without cheap labels, for
 as many FLOPs of training. The time is that of all steps of the run, if none was stopped: of one that was, its last call counts.
-Writes
-``benchmarks/records/dft-glycine.json``; the same command goes on after a stop.
+Writes ``benchmarks/records/dft-glycine.json``; the same command goes on after a stop.
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ def settings(
     """Keys of recipes and other settings: values, defaults and what they mean."""
     from sapis.core.errors import ConfigError
 
-    text = settings_page()
-    if group is not None:
-        sections = {part.partition("\n")[0].lower(): f"## {part}" for part in text.split("\n## ")[1:]}
+    if group is None:
+        text = settings_page()
+    else:
+        sections = {name.lower(): section for name, section in _sections().items()}
         if group.lower() not in sections:
             raise ConfigError(expected=f"one of {', '.join(sections)}", received=repr(group), where="sapis settings",
                               todo="name one of these, or none for all")
@@ -40,16 +41,21 @@ def settings(
 
 def settings_page() -> str:
     """docs/settings.md, which is made from the classes: ``sapis settings > docs/settings.md``."""
+    return "\n\n".join([HEAD, *_sections().values()])
+
+
+def _sections() -> dict[str, str]:
+    """By the name of the group; what commands read first."""
     from sapis.core.settings import group_name, settings_tables
 
-    files = files_of_settings()
+    files = _files()
     tables = settings_tables([*files.values(), *_arguments()])
     read_by = {group_name(kind): f"Read by `{command}`. " for command, kind in files.items()}
     names = [*read_by, *sorted(set(tables) - set(read_by))]
-    return "\n\n".join([HEAD, *(f"## {name}\n\n{read_by.get(name, '')}{tables[name]}" for name in names)])
+    return {name: f"## {name}\n\n{read_by.get(name, '')}{tables[name]}" for name in names}
 
 
-def files_of_settings() -> dict[str, type[Config]]:
+def _files() -> dict[str, type[Config]]:
     """The commands that read a file of settings, and what is in it."""
     from sapis.generate.organic import OrganicConfig
     from sapis.pipeline.active_config import ActiveRecipe

@@ -34,14 +34,15 @@ def active(recipe: ActiveRecipe) -> ActiveOutcome:
     # What stands in the way says so now, and not when cheap labels are made and learned from.
     labeler = build_labeler(recipe.labeler)
     executor_of(recipe.cluster, recipe.workers)
-    _require_one_level(known or {}, {"", recipe.to_level, labeler.level}, recipe.to_level or labeler.level)
+    level = recipe.to_level or labeler.level
+    _require_one_level(known or {}, {"", level, labeler.level}, level)
     with workspace_of(recipe).locked():
         pass
-    begun, breadth, cheap = _broadened(recipe)
+    begun, breadth, cheap = _broadened(recipe, level)
     return rounds(begun, known=known, breadth=breadth, cheap=cheap)
 
 
-def _broadened(recipe: ActiveRecipe) -> tuple[ActiveRecipe, dict[str, Record], CheapLabels | None]:
+def _broadened(recipe: ActiveRecipe, level: str) -> tuple[ActiveRecipe, dict[str, Record], CheapLabels | None]:
     """The recipe with a model of cheap labels to begin from, if it asks for one, the records of that, and its labels if they are
     to be corrected.
     """
@@ -53,7 +54,6 @@ def _broadened(recipe: ActiveRecipe) -> tuple[ActiveRecipe, dict[str, Record], C
     made = run(Recipe(title=f"{recipe.name}: cheap labels", system=recipe.system, output=folder, model=recipe.model,
                       hot_temperature_K=None, workers=recipe.workers, seed=recipe.seed, **settings))
     records = {step: read_record(folder / RECORDS / f"{step}.json") for step in ("candidates", "labels", "train")}
-    level = recipe.to_level or build_labeler(recipe.labeler).level
     cheap = None
     if recipe.breadth.delta is not None:
         cheap = CheapLabels(folder / "train.extxyz", recipe.breadth.labeler, recipe.breadth.delta)

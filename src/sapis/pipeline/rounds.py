@@ -190,7 +190,7 @@ class _Run:
         recipe, dynamics = self.recipe, self.recipe.candidates
         found = [("labels", self.labeler.level), ("uncertainty", recipe.uncertainty.method), ("choice", recipe.strategy)]
         if recipe.pool:
-            return [*found, ("candidates", f"{len(load_structure(file=recipe.pool)):,} structures of {recipe.pool.name}")]
+            return [*found, ("candidates", f"structures of {recipe.pool.name}")]
         kelvins = ", ".join(f"{temperature:g}" for temperature in recipe.temperatures_K)
         found.append(("candidates", f"dynamics by the model at {kelvins} K"))
         further = {"displaced structures": recipe.displaced_fraction, "bias of the dynamics": dynamics.bias,
